@@ -1,0 +1,148 @@
+"""Logits of many parameter vectors at once, with whatever does not depend on them (the trunk) computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from diffusers.utils import logging
+from torch import nn
+from torch.func import functional_call
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .processing_parameters import ParameterProcessor
+
+logger = logging.get_logger(__name__)
+
+# Bytes that the generated layers' activations of one batch may take. Small enough for a processor's cache to help;
+# a larger budget was not faster.
+ACTIVATION_BUDGET = 32 * 2**20
+MAX_BATCH_SIZE = 256
+
+
+@torch.no_grad()
+def network_logits(
+    target_model: PreTrainedModel,
+    processor: ParameterProcessor,
+    parameters: torch.Tensor,
+    pixel_values: torch.Tensor,
+    progress: bool = False,
+) -> torch.Tensor:
+    """Returns the logits of n networks on the same images, `(n, images, classes)` float32.
+
+    The networks are evaluated together by `torch.vmap`, which computes once what no generated tensor reaches; batches
+    are chosen so that the rest fits `ACTIVATION_BUDGET`. Generated convolution weights would turn every convolution
+    into a grouped one, which is slower than one network after the other: there, and for models that `vmap` cannot
+    trace, plain forward passes are made (the latter case says so).
+
+    Args:
+        target_model: The network with the trunk, in eval mode; it is not changed.
+        processor: The layout of `parameters`.
+        parameters: `(n, D)` float32.
+        pixel_values: `(images, channels, height, width)`, on the model's device.
+        progress: Show a progress bar over the images.
+
+    Raises:
+        LayoutError, NonFiniteParametersError: If `parameters` do not fit the layout.
+        ValueError: If the model is in training mode.
+    """
+    batches = iter_logits(target_model, processor, parameters, pixel_values, progress)
+    return torch.cat([logits.float() for logits in batches], dim=1)
+
+
+@torch.no_grad()
+def network_predictions(
+    target_model: PreTrainedModel,
+    processor: ParameterProcessor,
+    parameters: torch.Tensor,
+    pixel_values: torch.Tensor,
+    labels: torch.Tensor,
+    progress: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the predicted classes `(n, images)` int64 and the mean cross-entropy of each network `(n,)`.
+
+    Takes the arguments of `network_logits` and the images' labels `(images,)`, and never holds all logits.
+    """
+    predicted, loss = [], torch.zeros(len(parameters))
+    start = 0
+    for logits in iter_logits(target_model, processor, parameters, pixel_values, progress):
+        logits = logits.float()
+        target = labels[start : start + logits.shape[1]].to(logits.device)
+        start += logits.shape[1]
+        predicted.append(logits.argmax(-1).cpu())
+        loss += nn.functional.cross_entropy(
+            logits.transpose(1, 2), target.expand(len(parameters), -1), reduction="none"
+        ).sum(1).cpu()
+    return torch.cat(predicted, dim=1), loss / len(labels)
+
+
+def iter_logits(
+    target_model: PreTrainedModel,
+    processor: ParameterProcessor,
+    parameters: torch.Tensor,
+    pixel_values: torch.Tensor,
+    progress: bool = False,
+) -> Iterator[torch.Tensor]:
+    """Yields logits `(n, batch, classes)` of consecutive image batches; see `network_logits`."""
+    processor.check(parameters)
+    if parameters.ndim != 2:
+        raise ValueError(f"Expected vectors (n, D), but the ones given have shape {tuple(parameters.shape)}.")
+    if target_model.training:
+        raise ValueError(f"{type(target_model).__name__} is in training mode; call .eval() on it first.")
+    reference = next(target_model.parameters())
+    tensors = processor.unflatten(parameters.to(reference.device, reference.dtype))
+    pixel_values = pixel_values.to(reference.device, reference.dtype)
+
+    def logits_of(generated: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        return functional_call(target_model, generated, (images,)).logits
+
+    def one_after_the_other(generated: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        each = range(len(parameters))
+        return torch.stack([logits_of({name: t[i] for name, t in generated.items()}, images) for i in each])
+
+    evaluate = one_after_the_other
+    batch_size, chunk_size = MAX_BATCH_SIZE, None
+    if not any(len(shape) > 2 for shape in processor.shapes):
+        together = torch.vmap(logits_of, in_dims=(0, None), randomness="error")
+        try:
+            first_two = {name: tensor[:2] for name, tensor in tensors.items()}
+            together(first_two, pixel_values[:1])
+        except RuntimeError as error:
+            logger.warning(
+                f"{type(target_model).__name__} cannot be evaluated by vmap ({error}); each of the "
+                f"{len(parameters)} networks makes a forward pass of its own."
+            )
+        else:
+            pairs = ACTIVATION_BUDGET // (4 * _generated_activations(target_model, processor, pixel_values[:1]))
+            chunk_size = max(1, min(len(parameters), pairs))
+            batch_size = max(1, min(MAX_BATCH_SIZE, pairs // chunk_size))
+            evaluate = torch.vmap(logits_of, in_dims=(0, None), chunk_size=chunk_size)
+
+    batches = pixel_values.split(batch_size)
+    for images in tqdm(batches, desc=f"evaluating {len(parameters)} networks", disable=not progress):
+        yield evaluate(tensors, images)
+
+
+def _generated_activations(model: nn.Module, processor: ParameterProcessor, one_image: torch.Tensor) -> int:
+    """Returns the most numbers any module puts out for one image, from the first generated tensor on."""
+    owners = {name.rpartition(".")[0] for name in processor.names}
+    largest, reached = 1, False
+
+    def watch(name: str) -> object:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            nonlocal largest, reached
+            reached = reached or name in owners
+            if reached and isinstance(output, torch.Tensor):
+                largest = max(largest, math.prod(output.shape))
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        model(one_image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return largest

@@ -1,0 +1,36 @@
+"""Trains a target network and collects its checkpoint zoo.
+
+    accelerate launch training/collect_checkpoints.py --dataset_name digits --output_dir runs/digits/checkpoints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from accelerate import Accelerator, InitProcessGroupKwargs
+from transformers import HfArgumentParser
+
+from pdiff_hf.collecting import CollectionSettings, collect, load_images_of, load_target
+from pdiff_hf.loops import TrainingState
+from pdiff_hf.modelcards import write_checkpoints_card
+from pdiff_hf.settings import RunSettings
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and collects; a single trajectory is recorded by the main process, the others wait."""
+    parser = HfArgumentParser((RunSettings, CollectionSettings), description=__doc__)
+    run, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    if accelerator.is_main_process:
+        images = load_images_of(settings)
+        state = TrainingState.from_run(run, all_processes=False)
+        checkpoints = collect(images, load_target(settings, images), settings, state)
+        checkpoints.save(run.output_dir)
+        write_checkpoints_card(run.output_dir, checkpoints)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
