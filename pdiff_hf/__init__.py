@@ -1,3 +1,62 @@
 """Neural network diffusion in the Hugging Face ecosystem: draw working networks from one repository."""
 
-from . import _registration  # noqa: F401  (first: the classes below are part of the file format)
+# isort: off
+from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
+# isort: on
+
+from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_checkpoints
+from .collecting import CollectionSettings, collect
+from .fitting import fit, fit_autoencoder, fit_denoiser
+from .images import ImageData, load_images
+from .inference import network_logits, network_predictions
+from .modeling_autoencoder import ParameterAutoencoder
+from .modeling_denoiser import ParameterDenoiser
+from .modeling_linear_autoencoder import LinearParameterAutoencoder
+from .modeling_mlp_denoiser import MLPParameterDenoiser
+from .pipeline_pdiff import DrawnNetworks, PDiffPipeline, PDiffPipelineOutput
+from .processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
+from .settings import Recipe, load_recipe
+from .targets import (
+    ConvNetConfig,
+    ConvNetForImageClassification,
+    MLPConfig,
+    MLPForImageClassification,
+    draw_network,
+    make_processor,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointRecorder",
+    "CheckpointZoo",
+    "Checkpoints",
+    "CollectionSettings",
+    "ConvNetConfig",
+    "ConvNetForImageClassification",
+    "DrawnNetworks",
+    "ImageData",
+    "LayoutError",
+    "LinearParameterAutoencoder",
+    "MLPConfig",
+    "MLPForImageClassification",
+    "MLPParameterDenoiser",
+    "NonFiniteParametersError",
+    "PDiffPipeline",
+    "PDiffPipelineOutput",
+    "ParameterAutoencoder",
+    "ParameterDenoiser",
+    "ParameterProcessor",
+    "Recipe",
+    "collect",
+    "draw_network",
+    "fit",
+    "fit_autoencoder",
+    "fit_denoiser",
+    "load_checkpoints",
+    "load_images",
+    "load_recipe",
+    "make_processor",
+    "network_logits",
+    "network_predictions",
+]

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, interleaved_splits
 from .images import ImageData, ImageSplit, augment, load_images
 from .inference import network_predictions
-from .loops import TrainingState, make_optimizer, step_generator, training_steps
+from .loops import TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
 from .settings import OptimizationSettings, setting
 
 BATCHES, TRAJECTORY = 0, 1  # streams of step-seeded randomness
@@ -97,8 +97,7 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
     config = AutoConfig.for_model(settings.model_type, **values, **labels)
     if hasattr(config, "image_size"):
         config.image_size = settings.image_size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         return AutoModelForImageClassification.from_config(config)
 
 
@@ -203,7 +202,7 @@ def _train(
 
     An accelerator of its own holds what this stage saves.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator() if state is None else state.make_accelerator(optimization)
     model.to(accelerator.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, lr_scheduler = make_optimizer(trained, optimization)
@@ -221,6 +220,7 @@ def _train(
             nn.utils.clip_grad_norm_(trained, optimization.max_grad_norm)
         optimizer.step()
         lr_scheduler.step()
+        log_loss(accelerator, state, step, loss)
         if recording is not None:
             recorder, schedule, run = recording
             split = schedule[step]

@@ -6,9 +6,9 @@ import dataclasses
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class TrainingState:
         resume_from_checkpoint: `latest`, or the path of one `checkpoint-{step}`; `latest` starts afresh if there is
             none.
         all_processes: Whether every process runs the loop, or the main process alone.
+        report_to: Trackers that Accelerate knows, or `none`.
+        logging_steps: Log every so many steps.
     """
 
     folder: Path
@@ -38,6 +40,8 @@ class TrainingState:
     checkpoints_total_limit: int = 2
     resume_from_checkpoint: str | None = None
     all_processes: bool = True
+    report_to: str = "none"
+    logging_steps: int = 10
 
     @classmethod
     def from_run(cls, run: RunSettings, all_processes: bool = True) -> TrainingState:
@@ -48,11 +52,27 @@ class TrainingState:
             run.checkpoints_total_limit,
             run.resume_from_checkpoint,
             all_processes,
+            run.report_to,
+            run.logging_steps,
         )
 
     def beside(self, name: str) -> TrainingState:
         """Returns the same settings for another stage of a script, in a folder of its own."""
         return dataclasses.replace(self, folder=self.folder / name)
+
+    def clear(self) -> None:
+        """Removes the saved states, of all stages beside this one too, once the result is safe; logs stay."""
+        for folder in self.folder.rglob("checkpoint-*"):
+            shutil.rmtree(folder)
+
+    def make_accelerator(self, settings: OptimizationSettings, mixed_precision: str = "no") -> Accelerator:
+        """Returns an accelerator for one stage, with its trackers started and told the settings."""
+        trackers = None if self.report_to == "none" else self.report_to
+        accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers, project_dir=str(self.folder))
+        if trackers is not None:
+            config = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, int | float | str)}
+            accelerator.init_trackers(self.folder.name, config=config)
+        return accelerator
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -62,6 +82,14 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """
     entropy = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's global generator for the block, as initial weights need, and puts it back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def make_optimizer(
@@ -80,6 +108,12 @@ def make_optimizer(
     return optimizer, lr_scheduler
 
 
+def log_loss(accelerator: Accelerator, state: TrainingState | None, step: int, loss: torch.Tensor) -> None:
+    """Sends the loss of a step to the trackers, every `logging_steps`."""
+    if state is not None and step % state.logging_steps == 0:
+        accelerator.log({"loss": loss.item()}, step=step)
+
+
 def training_steps(
     accelerator: Accelerator, max_train_steps: int, state: TrainingState | None, description: str
 ) -> Iterator[int]:
@@ -90,6 +124,7 @@ def training_steps(
 
     Raises:
         FileNotFoundError: If `resume_from_checkpoint` names a folder that is not there.
+        FileExistsError: If there is a state of an unfinished training and nothing was said of resuming.
     """
     first = 0 if state is None else _resume(accelerator, state)
     remaining = range(min(first, max_train_steps), max_train_steps)
@@ -103,6 +138,11 @@ def training_steps(
 
 def _resume(accelerator: Accelerator, state: TrainingState) -> int:
     if state.resume_from_checkpoint is None:
+        if _saved_states(state.folder):
+            raise FileExistsError(
+                f"{str(state.folder)!r} holds the state of a training that was not finished; pass "
+                "--resume_from_checkpoint latest to go on with it, or remove the folder to start afresh."
+            )
         return 0
     if state.resume_from_checkpoint == "latest":
         saved = _saved_states(state.folder)
@@ -143,18 +183,3 @@ def _saved_states(folder: Path) -> list[Path]:
 def _step_of(folder: Path) -> int | None:
     match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
     return int(match[1]) if match else None
-
-
-class Registered:
-    """Lets `Accelerator.register_for_checkpointing` save an attribute that changes, such as a best value so far."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the value."""
-        return {"value": self.value}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the value back."""
-        self.value = state_dict["value"]

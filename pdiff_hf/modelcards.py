@@ -3,11 +3,114 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from .checkpoints import Checkpoints, checkpoint_features
+from .checkpoints import CheckpointZoo, Checkpoints, checkpoint_features
 from .folders import shipped_folder, write_text
+from .pipeline_pdiff import PDiffPipeline
+from .processing_parameters import ParameterProcessor
+
+TAGS = ["p-diff", "neural-network-diffusion", "weight-generation"]
+
+
+def write_checkpoints_card(folder: str | os.PathLike, checkpoints: Checkpoints) -> None:
+    """Writes the README.md of a checkpoints dataset into the folder where it was saved."""
+    features = checkpoint_features(checkpoints.processor.parameter_dim)
+    splits = {name: zoo for name, zoo in checkpoints.splits.items() if len(zoo)}
+    card_data = DatasetCardData(
+        tags=[*TAGS, "checkpoints"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits],
+            }
+        ],
+        dataset_info={"features": features._to_yaml_list()},
+    )
+    text = _render(
+        "checkpoints_dataset.md",
+        card_data=card_data,
+        target_class=type(checkpoints.target_model).__name__,
+        subset_description=_describe(checkpoints.processor),
+        parameter_dim=checkpoints.processor.parameter_dim,
+        counts={name: len(zoo) for name, zoo in checkpoints.splits.items()},
+        rows=[_split_row(name, zoo) for name, zoo in splits.items()],
+        settings=checkpoints.collection["settings"],
+        costs={name: round(seconds, 1) for name, seconds in checkpoints.collection["costs"].items()},
+        hardware=describe_hardware(),
+    )
+    write_text(Path(folder) / "README.md", text)
+
+
+def write_pipeline_card(
+    folder: str | os.PathLike, pipe: PDiffPipeline, metrics: dict[str, Any], pictures: list[dict[str, str]]
+) -> None:
+    """Writes the README.md of a pipeline repository from its `metrics.json`.
+
+    Args:
+        folder: The repository's folder.
+        pipe: The pipeline.
+        metrics: Content of `metrics.json`, before or after an evaluation.
+        pictures: `file` (inside the folder) and `title` of each picture.
+    """
+    card_data = ModelCardData(
+        library_name="diffusers", tags=[*TAGS, "arxiv:2402.13144"], metrics=["accuracy"] if "sets" in metrics else None
+    )
+    text = _render(
+        "pipeline.md",
+        card_data=card_data,
+        target_class=type(pipe.target_model).__name__,
+        subset_description=_describe(pipe.processor),
+        parameter_dim=pipe.processor.parameter_dim,
+        zoo_count=metrics["data"]["zoo_count"],
+        dataset_name=metrics["data"]["dataset_name"],
+        autoencoder_class=type(pipe.autoencoder).__name__,
+        latent_dim=pipe.autoencoder.config.latent_dim,
+        denoiser_class=type(pipe.denoiser).__name__,
+        denoiser_parameters=f"{pipe.denoiser.num_parameters():,}",
+        scheduler_class=type(pipe.scheduler).__name__,
+        num_inference_steps=pipe.config.default_num_inference_steps,
+        training=metrics["generator"]["denoiser"],
+        costs={name.removesuffix("_seconds"): round(value, 2) for name, value in metrics["costs"].items()},
+        hardware=metrics["environment"]["hardware"],
+        table=metrics.get("table"),
+        verdict=metrics.get("summary"),
+        pictures=pictures,
+    )
+    write_text(Path(folder) / "README.md", text)
+
+
+def describe_hardware() -> str:
+    """Returns the processor or accelerator in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} threads of a {platform.machine()} processor"
+
+
+def _render(template: str, card_data: DatasetCardData | ModelCardData, **values: Any) -> str:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
+    text = (shipped_folder("model_cards") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(card_data=card_data.to_yaml(), **values)
+
+
+def _describe(processor: ParameterProcessor) -> str:
+    shown = [f"`{name}`" for name in processor.names[:4]]
+    return ", ".join(shown) + (f" and {len(processor.names) - 4} more" if len(processor.names) > 4 else "")
+
+
+def _split_row(name: str, zoo: CheckpointZoo) -> dict[str, object]:
+    accuracy = 100 * torch.tensor(zoo.validation_accuracy)
+    return {
+        "split": name,
+        "count": len(zoo),
+        "runs": len(set(zoo.run)),
+        "mean": f"{accuracy.mean():.2f}",
+        "least": f"{accuracy.min():.2f}",
+        "most": f"{accuracy.max():.2f}",
+    }

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoints = collect(images, load_target(settings, images), settings, state)
         checkpoints.save(run.output_dir)
         write_checkpoints_card(run.output_dir, checkpoints)
+        state.clear()
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

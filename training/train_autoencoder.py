@@ -1,0 +1,49 @@
+"""First stage: fits the parameter autoencoder to a checkpoint zoo.
+
+    accelerate launch training/train_autoencoder.py --checkpoints runs/digits/checkpoints \\
+        --output_dir runs/digits/autoencoder
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from accelerate import Accelerator
+
+from pdiff_hf.checkpoints import load_checkpoints
+from pdiff_hf.fitting import fit_autoencoder
+from pdiff_hf.folders import replace_folder, write_json
+from pdiff_hf.loops import TrainingState
+from pdiff_hf.settings import AutoencoderSettings, RunSettings, parse_with_recipe, setting
+
+
+@dataclass
+class ScriptSettings(RunSettings):
+    """What this script takes beside the settings of its stage."""
+
+    checkpoints: str = setting("", "The checkpoints dataset: a folder or a Hub id.")
+    recipe: str = setting("fast", "`fast`, `paper` or the path of a YAML file; flags override it.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and fits."""
+    run, settings = parse_with_recipe(ScriptSettings, AutoencoderSettings, "autoencoder", __doc__, argv)
+    accelerator = Accelerator(mixed_precision=run.mixed_precision)
+    state = TrainingState.from_run(run)
+    started = time.perf_counter()
+    autoencoder = fit_autoencoder(
+        load_checkpoints(run.checkpoints), settings, state, run.mixed_precision
+    )
+    if accelerator.is_main_process:
+        seconds = time.perf_counter() - started
+        with replace_folder(run.output_dir) as folder:
+            autoencoder.save_pretrained(folder)
+            write_json(folder / "training.json", {"settings": asdict(settings), "seconds": seconds})
+        state.clear()
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()

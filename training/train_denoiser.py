@@ -1,0 +1,55 @@
+"""Second stage: trains the denoiser on the latents of a zoo and writes the whole pipeline.
+
+    accelerate launch training/train_denoiser.py --checkpoints runs/digits/checkpoints \\
+        --autoencoder runs/digits/autoencoder --output_dir runs/digits/pipeline
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from pdiff_hf.checkpoints import load_checkpoints
+from pdiff_hf.fitting import assemble_pipeline, describe_fit, encode_zoo, fit_denoiser, load_autoencoder
+from pdiff_hf.folders import replace_folder, write_json
+from pdiff_hf.loops import TrainingState
+from pdiff_hf.modelcards import write_pipeline_card
+from pdiff_hf.settings import DenoiserSettings, RunSettings, parse_with_recipe, setting
+
+
+@dataclass
+class ScriptSettings(RunSettings):
+    """What this script takes beside the settings of its stage."""
+
+    checkpoints: str = setting("", "The checkpoints dataset: a folder or a Hub id.")
+    autoencoder: str = setting("", "The folder that train_autoencoder.py wrote.")
+    recipe: str = setting("fast", "`fast`, `paper` or the path of a YAML file; flags override it.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and trains."""
+    run, settings = parse_with_recipe(ScriptSettings, DenoiserSettings, "denoiser", __doc__, argv)
+    accelerator = Accelerator(mixed_precision=run.mixed_precision)
+    checkpoints = load_checkpoints(run.checkpoints)
+    autoencoder, first_stage = load_autoencoder(run.autoencoder)
+    state = TrainingState.from_run(run)
+    started = time.perf_counter()
+    latents = encode_zoo(autoencoder, checkpoints)
+    denoiser, scheduler = fit_denoiser(latents, settings, state, run.mixed_precision)
+    if accelerator.is_main_process:
+        seconds = time.perf_counter() - started
+        pipe = assemble_pipeline(checkpoints, autoencoder, denoiser, scheduler, settings)
+        metrics = describe_fit(checkpoints, first_stage, settings, seconds)
+        with replace_folder(run.output_dir) as folder:
+            pipe.save_pretrained(folder)
+            write_json(folder / "metrics.json", metrics)
+            write_pipeline_card(folder, pipe, metrics, pictures=[])
+        state.clear()
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()
