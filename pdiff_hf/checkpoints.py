@@ -263,8 +263,8 @@ def interleaved_splits(
 ) -> list[str | None]:
     """Assigns the steps of a trajectory to splits in alternating blocks, so that no split is merely later.
 
-    Each of the `num_blocks` rounds is a block of train, validation and test steps, with `gap` unrecorded steps (`None`)
-    after each, so that no split holds near-copies of another's checkpoints.
+    Each of the `num_blocks` rounds is a block of train, validation and test steps, with `gap` unrecorded steps
+    (`None`) after each, so that no split holds near-copies of another's checkpoints.
 
     Raises:
         ValueError: If a count is not divisible by `num_blocks`.

@@ -92,7 +92,9 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--model_config is neither JSON nor the path of a JSON file: {given!r} ({error}).") from error
+        raise ValueError(
+            f"--model_config is neither JSON nor the path of a JSON file: {given!r} ({error})."
+        ) from error
     values.setdefault("num_channels", images.num_channels)
     config = AutoConfig.for_model(settings.model_type, **values, **labels)
     if hasattr(config, "image_size"):
@@ -158,9 +160,7 @@ def collect(
         recorder.processor.load_into(model, start)
         run = f"branch-{branch}" if branch else "trajectory"
         trajectory.seed = settings.seed + branch
-        _train(
-            model, images, settings, trajectory, f"recording {run}", _beside(state, run), (recorder, schedule, run)
-        )
+        _train(model, images, settings, trajectory, f"recording {run}", _beside(state, run), (recorder, schedule, run))
     costs["trajectory_seconds"] = time.perf_counter() - started
 
     checkpoints = recorder.checkpoints(

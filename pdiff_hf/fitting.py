@@ -189,7 +189,9 @@ def load_autoencoder(folder: str | os.PathLike) -> tuple[Autoencoder, dict[str, 
     """
     config, notes = Path(folder) / "config.json", Path(folder) / "training.json"
     if not config.is_file() or not notes.is_file():
-        raise FileNotFoundError(f"There is no autoencoder at {str(folder)!r}; training/train_autoencoder.py makes one.")
+        raise FileNotFoundError(
+            f"There is no autoencoder at {str(folder)!r}; training/train_autoencoder.py makes one."
+        )
     class_name = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
     classes = {cls.__name__: cls for cls in (ParameterAutoencoder, LinearParameterAutoencoder)}
     return classes[class_name].from_pretrained(folder), json.loads(notes.read_text(encoding="utf-8"))

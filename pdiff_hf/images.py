@@ -126,7 +126,9 @@ def load_images(
         train = train.take(torch.arange(min(max_train_images, len(train))))
     for name, split in (("train", train), ("validation", validation), ("test", test)):
         if len(split) == 0:
-            raise ImageDataError(f"The {name} split of {dataset_name!r} is empty; each split needs at least one image.")
+            raise ImageDataError(
+                f"The {name} split of {dataset_name!r} is empty; each split needs at least one image."
+            )
     classes = train.labels.unique()
     if len(classes) < 2:
         raise ImageDataError(
@@ -195,9 +197,7 @@ def _find_column(rows: datasets.Dataset, kind: type, fallback: str) -> str:
             return column
     if fallback in rows.features:
         return fallback
-    raise ImageDataError(
-        f"No {kind.__name__} column among {list(rows.features)}; name it with --{fallback}_column."
-    )
+    raise ImageDataError(f"No {kind.__name__} column among {list(rows.features)}; name it with --{fallback}_column.")
 
 
 def _is_grey(image: Image.Image) -> bool:

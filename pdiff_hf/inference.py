@@ -72,9 +72,11 @@ def network_predictions(
         target = labels[start : start + logits.shape[1]].to(logits.device)
         start += logits.shape[1]
         predicted.append(logits.argmax(-1).cpu())
-        loss += nn.functional.cross_entropy(
-            logits.transpose(1, 2), target.expand(len(parameters), -1), reduction="none"
-        ).sum(1).cpu()
+        loss += (
+            nn.functional.cross_entropy(logits.transpose(1, 2), target.expand(len(parameters), -1), reduction="none")
+            .sum(1)
+            .cpu()
+        )
     return torch.cat(predicted, dim=1), loss / len(labels)
 
 

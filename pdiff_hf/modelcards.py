@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import jinja2
 import torch
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from .checkpoints import CheckpointZoo, Checkpoints, checkpoint_features
-from .folders import shipped_folder, write_text
+from .checkpoints import Checkpoints, CheckpointZoo, checkpoint_features
+from .evaluation.plots import PICTURES
+from .evaluation.report import metrics_table, summarize
+from .folders import replace_folder, shipped_folder, write_json, write_text
 from .pipeline_pdiff import PDiffPipeline
 from .processing_parameters import ParameterProcessor
 
@@ -48,19 +51,31 @@ def write_checkpoints_card(folder: str | os.PathLike, checkpoints: Checkpoints) 
     write_text(Path(folder) / "README.md", text)
 
 
-def write_pipeline_card(
-    folder: str | os.PathLike, pipe: PDiffPipeline, metrics: dict[str, Any], pictures: list[dict[str, str]]
+def add_report(
+    folder: str | os.PathLike, pipe: PDiffPipeline, report: str | os.PathLike, metrics: dict[str, Any]
 ) -> None:
-    """Writes the README.md of a pipeline repository from its `metrics.json`.
+    """Puts an evaluation into a pipeline's own folder: pictures, `metrics.json` and a card that shows them.
 
     Args:
-        folder: The repository's folder.
+        folder: The pipeline's folder; of a Hub id nothing is written.
         pipe: The pipeline.
-        metrics: Content of `metrics.json`, before or after an evaluation.
-        pictures: `file` (inside the folder) and `title` of each picture.
+        report: The folder that `write_report` wrote.
+        metrics: What it returned.
     """
+    if not Path(folder).is_dir():
+        return
+    with replace_folder(folder) as temporary:
+        for picture in PICTURES:
+            shutil.copy(Path(report) / picture, temporary / picture)
+        write_json(temporary / "metrics.json", metrics)
+        write_pipeline_card(temporary, pipe, metrics)
+
+
+def write_pipeline_card(folder: str | os.PathLike, pipe: PDiffPipeline, metrics: dict[str, Any]) -> None:
+    """Writes the README.md of a pipeline repository from its `metrics.json`, evaluated or not."""
+    evaluated = "sets" in metrics
     card_data = ModelCardData(
-        library_name="diffusers", tags=[*TAGS, "arxiv:2402.13144"], metrics=["accuracy"] if "sets" in metrics else None
+        library_name="diffusers", tags=[*TAGS, "arxiv:2402.13144"], metrics=["accuracy"] if evaluated else None
     )
     text = _render(
         "pipeline.md",
@@ -79,9 +94,9 @@ def write_pipeline_card(
         training=metrics["generator"]["denoiser"],
         costs={name.removesuffix("_seconds"): round(value, 2) for name, value in metrics["costs"].items()},
         hardware=metrics["environment"]["hardware"],
-        table=metrics.get("table"),
-        verdict=metrics.get("summary"),
-        pictures=pictures,
+        table=metrics_table(metrics) if evaluated else None,
+        summary=summarize(metrics) if evaluated else None,
+        pictures=PICTURES,
     )
     write_text(Path(folder) / "README.md", text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch import nn
 class ParameterAutoencoder(ModelMixin, ConfigMixin):
     """The 1-D convolutional autoencoder of Neural Network Diffusion (arXiv 2402.13144v3, section 3.2 and appendix).
 
-    A vector `(n, D)` is standardised by one mean and one standard deviation per tensor, padded with zeros to a multiple
-    of `2 ** len(channels)`, halved in length by each of the strided convolutions, and mapped to `(n, latent_dim)`; the
+    A vector `(n, D)` is standardised by one mean and one standard deviation per tensor, padded with zeros to a
+    multiple of `2 ** len(channels)`, halved in length by each of the strided convolutions, and mapped to `(n, latent_dim)`; the
     decoder mirrors this. During training Gaussian noise is added to the input and to the latent (section 3.3).
 
     What is mended here, against the published code:
@@ -38,7 +39,16 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         latent_noise: Standard deviation of the noise on the latent, in training.
     """
 
-    _keep_in_fp32_modules = ["encoder", "decoder", "to_latent", "from_latent", "mean", "std", "latent_mean", "latent_std"]
+    _keep_in_fp32_modules = [
+        "encoder",
+        "decoder",
+        "to_latent",
+        "from_latent",
+        "mean",
+        "std",
+        "latent_mean",
+        "latent_std",
+    ]
 
     @register_to_config
     def __init__(
@@ -67,9 +77,9 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         self.from_latent = nn.Linear(latent_dim, flat_dim)
         decoder: list[nn.Module] = []
         mirrored = [*reversed(channels), channels[0]]
-        for narrow, wide in zip(mirrored[:-1], mirrored[1:], strict=True):
-            convolution = nn.ConvTranspose1d(narrow, wide, kernel_size, stride=2, padding=padding, output_padding=1)
-            decoder += [convolution, nn.BatchNorm1d(wide), nn.ELU()]
+        for narrow, wide in itertools.pairwise(mirrored):
+            doubling = nn.ConvTranspose1d(narrow, wide, kernel_size, stride=2, padding=padding, output_padding=1)
+            decoder += [doubling, nn.BatchNorm1d(wide), nn.ELU()]
         self.decoder = nn.Sequential(*decoder, nn.Conv1d(channels[0], 1, kernel_size, padding=padding))
 
         self.register_buffer("mean", torch.zeros(parameter_dim))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -41,8 +42,7 @@ class ParameterDenoiser(ModelMixin, ConfigMixin):
         super().__init__()
         widths = [1, *channels, 1]
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(a, b, kernel_size, padding=kernel_size // 2)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv1d(a, b, kernel_size, padding=kernel_size // 2) for a, b in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in channels)
         self.time_embedding = nn.Sequential(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import diffusers
 import numpy as np
@@ -314,13 +314,14 @@ class PDiffPipeline(DiffusionPipeline):
         """
         for start in range(0, num_models, batch_size):
             count = min(batch_size, num_models - start)
-            yield self(
+            output = self(
                 count,
                 num_inference_steps=num_inference_steps,
                 generator=generator[start : start + count] if isinstance(generator, list) else generator,
                 output_type=output_type,
                 temperature=temperature,
             )
+            yield cast(PDiffPipelineOutput, output)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves the pipeline, with `preprocessor_config.json` at the root, the only place it is downloaded from."""

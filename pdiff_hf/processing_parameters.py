@@ -95,7 +95,9 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         """
         for name, shape, dtype in zip(self.names, self.shapes, self.config.dtypes, strict=True):
             if name not in state_dict:
-                raise LayoutError(f"The state dict lacks {name!r}, which the layout names; it has {_some(state_dict)}.")
+                raise LayoutError(
+                    f"The state dict lacks {name!r}, which the layout names; it has {_some(state_dict)}."
+                )
             tensor = state_dict[name]
             if tuple(tensor.shape) != shape or str(tensor.dtype) != f"torch.{dtype}":
                 raise LayoutError(

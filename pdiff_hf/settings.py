@@ -45,7 +45,9 @@ class OptimizationSettings:
 class AutoencoderSettings(OptimizationSettings):
     """The first stage. A linear autoencoder is fitted in closed form and ignores what concerns its training."""
 
-    autoencoder_type: Literal["linear", "conv"] = setting("linear", "`linear` (principal codes) or `conv` (the paper).")
+    autoencoder_type: Literal["linear", "conv"] = setting(
+        "linear", "`linear` (principal codes) or `conv` (the paper)."
+    )
     latent_dim: int | None = setting(None, "Length of a latent; linear: by default from --explained_variance.")
     explained_variance: float = setting(0.95, "Linear: keep the fewest codes with this share of the zoo's variance.")
     input_noise: float = setting(1e-3, "Conv: standard deviation of the noise on the standardised vectors.")
@@ -93,7 +95,9 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
     elif Path(recipe).is_file():
         text = Path(recipe).read_text(encoding="utf-8")
     else:
-        raise RecipeError(f"There is no recipe {str(recipe)!r}; pass one of {list(RECIPES)} or the path of a YAML file.")
+        raise RecipeError(
+            f"There is no recipe {str(recipe)!r}; pass one of {list(RECIPES)} or the path of a YAML file."
+        )
     sections = yaml.safe_load(text)
     expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}
     if not isinstance(sections, dict) or set(sections) != set(expected):

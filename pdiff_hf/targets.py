@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -154,7 +155,7 @@ class MLPForImageClassification(SmallClassifier):
     def __init__(self, config: MLPConfig) -> None:
         super().__init__(config)
         sizes = [config.num_channels * config.image_size**2, *config.hidden_sizes]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.classifier = nn.Linear(sizes[-1], config.num_labels)
         self.post_init()
 
@@ -175,7 +176,7 @@ class ConvNetForImageClassification(SmallClassifier):
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__(config)
         sizes = [config.num_channels, *config.hidden_sizes]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(itertools.pairwise(sizes))
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, kernel_size=3, padding=1, bias=False) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in pairs)
         self.classifier = nn.Linear(sizes[-1], config.num_labels)

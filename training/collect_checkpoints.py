@@ -1,6 +1,6 @@
 """Trains a target network and collects its checkpoint zoo.
 
-    accelerate launch training/collect_checkpoints.py --dataset_name digits --output_dir runs/digits/checkpoints
+accelerate launch training/collect_checkpoints.py --dataset_name digits --output_dir runs/digits/checkpoints
 """
 
 from __future__ import annotations

@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
     state = TrainingState.from_run(run)
     started = time.perf_counter()
-    autoencoder = fit_autoencoder(
-        load_checkpoints(run.checkpoints), settings, state, run.mixed_precision
-    )
+    autoencoder = fit_autoencoder(load_checkpoints(run.checkpoints), settings, state, run.mixed_precision)
     if accelerator.is_main_process:
         seconds = time.perf_counter() - started
         with replace_folder(run.output_dir) as folder:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with replace_folder(run.output_dir) as folder:
             pipe.save_pretrained(folder)
             write_json(folder / "metrics.json", metrics)
-            write_pipeline_card(folder, pipe, metrics, pictures=[])
+            write_pipeline_card(folder, pipe, metrics)
         state.clear()
     accelerator.wait_for_everyone()
 

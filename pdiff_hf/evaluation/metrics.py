@@ -1,0 +1,91 @@
+"""Metrics: pure functions of parameter vectors, predictions and masks of wrong predictions."""
+
+from __future__ import annotations
+
+import torch
+
+
+def accuracy_statistics(wrong: torch.Tensor) -> dict[str, float]:
+    """Returns mean, standard deviation, least and greatest accuracy, each in [0, 1].
+
+    Args:
+        wrong: `(n, images)` bool, true where a network is wrong. With n = 1 the deviation is 0.
+    """
+    accuracy = 1 - wrong.double().mean(1)  # (n,)
+    return {
+        "mean": accuracy.mean().item(),
+        "std": accuracy.std().item() if len(accuracy) > 1 else 0.0,
+        "min": accuracy.min().item(),
+        "max": accuracy.max().item(),
+    }
+
+
+def iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Returns the overlap of the wrong-prediction sets of each pair, `(n, k)` in [0, 1].
+
+    `|A and B| / |A or B|` (arXiv 2402.13144v3, equation 7), by one matrix product; two networks without any error
+    have similarity 1.
+
+    Args:
+        wrong: `(n, images)` bool.
+        other: `(k, images)` bool, on the same images.
+    """
+    a, b = wrong.float(), other.float()
+    both = a @ b.T  # (n, k)
+    either = a.sum(1)[:, None] + b.sum(1)[None, :] - both
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+
+def mean_pairwise_iou(wrong: torch.Tensor) -> float | None:
+    """Returns the mean similarity of the pairs within a set `(n, images)`, or None for a single network."""
+    n = len(wrong)
+    if n < 2:
+        return None
+    similarity = iou(wrong, wrong)
+    return ((similarity.sum() - similarity.diagonal().sum()) / (n * (n - 1))).item()
+
+
+def max_similarity(wrong: torch.Tensor, zoo_wrong: torch.Tensor, excluded: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns, for each network, its largest similarity with any zoo member, `(n,)` in [0, 1].
+
+    Args:
+        wrong: `(n, images)` bool.
+        zoo_wrong: `(zoo, images)` bool.
+        excluded: `(n, zoo)` bool, pairs that do not count: a zoo member and itself, or its neighbours in time, which
+            are near-copies of it. A network with nothing left to compare with has similarity 0.
+    """
+    similarity = iou(wrong, zoo_wrong)
+    if excluded is not None:
+        similarity = similarity.masked_fill(excluded, 0.0)
+    return similarity.max(1).values
+
+
+def mean_pairwise_disagreement(predicted: torch.Tensor) -> float | None:
+    """Returns the share of images on which two networks of a set predict different classes, in [0, 1].
+
+    The mean over all pairs, counted per image: with k_c networks that predict class c, `sum_c k_c (k_c - 1)` of the
+    `n (n - 1)` ordered pairs agree. None for a single network.
+
+    Args:
+        predicted: `(n, images)` int64 classes.
+    """
+    n = len(predicted)
+    if n < 2:
+        return None
+    agreeing = torch.zeros(predicted.shape[1], dtype=torch.float64)
+    for label in predicted.unique():
+        count = (predicted == label).sum(0).double()  # (images,)
+        agreeing += count * (count - 1)
+    return 1 - (agreeing.mean() / (n * (n - 1))).item()
+
+
+def dispersion(samples: torch.Tensor, zoo: torch.Tensor) -> float:
+    """Returns R = sqrt(tr Cov(samples) / tr Cov(zoo)): 0 for copies of one network, 1 for the zoo's own spread.
+
+    Args:
+        samples: `(n, D)`; a single vector has dispersion 0.
+        zoo: `(zoo, D)`, at least two distinct vectors.
+    """
+    if len(samples) < 2:
+        return 0.0
+    return (samples.double().var(0).sum() / zoo.double().var(0).sum()).sqrt().item()
