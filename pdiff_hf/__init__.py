@@ -13,7 +13,8 @@ from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
 from .modeling_mlp_denoiser import MLPParameterDenoiser
-from .pipeline_pdiff import DrawnNetworks, PDiffPipeline, PDiffPipelineOutput
+from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
+from .pipeline_pdiff import PDiffPipeline
 from .processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
 from .settings import Recipe, load_recipe
 from .targets import (

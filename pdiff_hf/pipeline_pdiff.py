@@ -4,136 +4,25 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, cast
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
-from .folders import replace_folder, write_json
-from .inference import network_logits
+from .folders import write_json
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
 from .modeling_mlp_denoiser import MLPParameterDenoiser
+from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
 from .processing_parameters import ParameterProcessor
-from .targets import draw_network
 
 OUTPUT_TYPES = ("model", "pt", "np", "latent")
-
-
-class DrawnNetworks(Sequence[PreTrainedModel]):
-    """Drawn networks, each built when it is asked for: a thousand of them cost a thousand vectors.
-
-    `networks[i]` is a transformers model in eval mode that shares the frozen trunk's memory with the others and
-    nothing else: moving, casting, training or stepping it never changes another one. `build(i, share_trunk=False)` is
-    a fully independent, trainable copy.
-
-    Args:
-        target_model: The network with the trunk.
-        processor: The layout of `parameters`.
-        parameters: `(n, D)` float32.
-        preprocessing: Content of a `preprocessor_config.json`, or empty.
-        provenance: For each network, where it came from (JSON types).
-    """
-
-    def __init__(
-        self,
-        target_model: PreTrainedModel,
-        processor: ParameterProcessor,
-        parameters: torch.Tensor,
-        preprocessing: dict[str, Any],
-        provenance: list[dict[str, Any]],
-    ) -> None:
-        self.target_model = target_model
-        self.processor = processor
-        self.parameters = parameters
-        self.preprocessing = preprocessing
-        self.provenance = provenance
-
-    def __len__(self) -> int:
-        return len(self.parameters)
-
-    @overload
-    def __getitem__(self, index: int) -> PreTrainedModel: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> DrawnNetworks: ...
-
-    def __getitem__(self, index: int | slice) -> PreTrainedModel | DrawnNetworks:
-        if isinstance(index, slice):
-            return DrawnNetworks(
-                self.target_model,
-                self.processor,
-                self.parameters[index],
-                self.preprocessing,
-                self.provenance[index],
-            )
-        return self.build(index)
-
-    def build(self, index: int, share_trunk: bool = True) -> PreTrainedModel:
-        """Builds one network, over the trunk's memory or fully independent of it.
-
-        Raises:
-            IndexError: If there is no such network.
-        """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"There are {len(self)} drawn networks, but number {index} was asked for.")
-        return draw_network(self.target_model, self.processor, self.parameters[index], share_trunk)
-
-    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of all networks `(n, batch, classes)` float32, the trunk computed once."""
-        return network_logits(self.target_model, self.processor, self.parameters, pixel_values)
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Writes one folder per network, `00000/`, `00001/`, …, that plain transformers loads.
-
-        Each holds the whole network with its labels, the preprocessing of its images and `provenance.json`.
-
-        Raises:
-            UnwritableFolderError: If the folder cannot be written.
-        """
-        with replace_folder(save_directory) as folder:
-            for i in range(len(self)):
-                self[i].save_pretrained(folder / f"{i:05d}")
-                if self.preprocessing:
-                    write_json(folder / f"{i:05d}" / "preprocessor_config.json", self.preprocessing)
-                write_json(folder / f"{i:05d}" / "provenance.json", self.provenance[i])
-
-
-@dataclass
-class PDiffPipelineOutput(BaseOutput):
-    """What `PDiffPipeline` returns.
-
-    Args:
-        parameters: `(num_models, D)` float32, a tensor (`output_type` `"model"`, `"pt"`) or an array (`"np"`).
-        models: The networks, for `output_type="model"`.
-        latents: `(num_models, latent_dim)`, for `output_type="latent"`, in place of the rest.
-    """
-
-    parameters: torch.Tensor | np.ndarray | None = None
-    models: DrawnNetworks | None = None
-    latents: torch.Tensor | None = None
-
-    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of all networks `(num_models, batch, classes)` float32, the trunk computed once."""
-        return self._networks().logits(pixel_values)
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Writes one transformers folder per network; see `DrawnNetworks.save_pretrained`."""
-        self._networks().save_pretrained(save_directory)
-
-    def _networks(self) -> DrawnNetworks:
-        if self.models is None:
-            raise ValueError("This output holds no networks; call the pipeline with output_type='model'.")
-        return self.models
 
 
 class PDiffPipeline(DiffusionPipeline):
