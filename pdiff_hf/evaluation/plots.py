@@ -45,23 +45,21 @@ def draw_pictures(folder: str | os.PathLike, evaluation: Evaluation, processor: 
 
 
 def accuracy_against_similarity(evaluation: Evaluation) -> Figure:
-    """Draws a point for each network: novel ones are on the left, good ones at the top."""
+    """Draws a faint point for each network and a large one for the mean of its set; novel ones are on the left."""
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
     for name, (label, color, marker) in STYLE.items():
         if name not in evaluation.accuracy:
             continue
-        x = evaluation.max_similarity[name][:MAX_POINTS]
-        y = 100 * evaluation.accuracy[name][:MAX_POINTS]
-        if name == "average":
-            axes.scatter(x, y, s=260, c=color, marker=marker, edgecolors="black", label=label, zorder=5)
-        else:
-            axes.scatter(x, y, s=26, c=color, marker=marker, alpha=0.55, linewidths=1, label=label)
+        x, y = evaluation.max_similarity[name], 100 * evaluation.accuracy[name]
+        edge = {} if marker in "x+" else {"edgecolors": "black"}
+        axes.scatter(x[:MAX_POINTS], y[:MAX_POINTS], s=10, c=color, marker=marker, alpha=0.25, linewidths=0.8)
+        axes.scatter(x.mean(), y.mean(), s=150, c=color, marker=marker, linewidths=1.5, label=label, zorder=5, **edge)
     axes.set_xlabel("largest overlap of wrong predictions with a zoo network (right: more alike)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title("A faithful generator lies on the held-out networks; an averager lies at the star", fontsize=11)
+    axes.set_title("Faithful: on the held-out networks (x). Averager: drawn towards the star.", fontsize=11)
     _tidy(axes)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="large: mean of a set")
     return figure
 
 

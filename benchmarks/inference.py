@@ -1,0 +1,55 @@
+"""Logits of 200 ResNet-18s that differ in their last two norms: together, against one full forward pass after another.
+
+python benchmarks/inference.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from pdiff_hf import draw_network, make_processor, network_predictions
+from pdiff_hf.modelcards import describe_hardware
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num_models", type=int, default=200)
+    parser.add_argument("--num_images", type=int, default=1000)
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=10
+    )
+    model = ResNetForImageClassification(config).eval()
+    processor = make_processor(model, "last_norms")
+    average = processor.flatten(model.state_dict())
+    parameters = average + 0.3 * torch.randn(arguments.num_models, processor.parameter_dim)
+    images = torch.randn(arguments.num_images, 3, 32, 32)
+    labels = torch.zeros(arguments.num_images, dtype=torch.long)
+
+    started = time.perf_counter()
+    together, _ = network_predictions(model, processor, parameters, images, labels)
+    fast = time.perf_counter() - started
+
+    started = time.perf_counter()
+    with torch.no_grad():
+        each = [
+            torch.cat([draw_network(model, processor, vector)(batch).logits.argmax(-1) for batch in images.split(256)])
+            for vector in parameters
+        ]
+    slow = time.perf_counter() - started
+
+    different = int((torch.stack(each) != together).sum())
+    print(f"on {describe_hardware()}: {arguments.num_models} networks, {arguments.num_images} images")
+    print(f"together {fast:.1f} s, one after another {slow:.1f} s: {slow / fast:.1f} times faster")
+    print(f"different predictions: {different} of {together.numel()}")
+
+
+if __name__ == "__main__":
+    main()
