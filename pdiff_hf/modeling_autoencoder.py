@@ -20,7 +20,8 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
 
     A vector `(n, D)` is standardised by one mean and one standard deviation per tensor, padded with zeros to a
     multiple of `2 ** len(channels)`, halved in length by each of the strided convolutions, and mapped to
-    `(n, latent_dim)`; the decoder mirrors this. During training Gaussian noise is added to the input and to the latent (section 3.3).
+    `(n, latent_dim)`; the decoder mirrors this. During training Gaussian noise is added to the
+    input and to the latent (section 3.3).
 
     What is mended here, against the published code:
     - Encoding and decoding outside training use running statistics of the BatchNorms. The published code leaves them

@@ -139,7 +139,8 @@ class PDiffPipeline(DiffusionPipeline):
             ValueError: If an argument does not fit, in a sentence that names it.
         """
         # 1. Check inputs
-        num_inference_steps = num_inference_steps or self.config.default_num_inference_steps
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
         callback_inputs = callback_on_step_end_tensor_inputs or ["latents"]
         self.check_inputs(
             num_models, num_inference_steps, generator, latents, output_type, temperature, callback_inputs

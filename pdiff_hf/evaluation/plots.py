@@ -52,9 +52,9 @@ def accuracy_against_similarity(evaluation: Evaluation) -> Figure:
         if name not in evaluation.accuracy:
             continue
         x, y = evaluation.max_similarity[name], 100 * evaluation.accuracy[name]
-        edge = {} if marker in "x+" else {"edgecolors": "black"}
         axes.scatter(x[:MAX_POINTS], y[:MAX_POINTS], s=10, c=color, marker=marker, alpha=0.25, linewidths=0.8)
-        axes.scatter(x.mean(), y.mean(), s=150, c=color, marker=marker, linewidths=1.5, label=label, zorder=5, **edge)
+        edge = None if marker in "x+" else "black"
+        axes.scatter(x.mean(), y.mean(), 150, color, marker, linewidths=1.5, edgecolors=edge, label=label, zorder=5)
     axes.set_xlabel("largest overlap of wrong predictions with a zoo network (right: more alike)")
     axes.set_ylabel("test accuracy (%)")
     axes.set_title("Faithful: on the held-out networks (x). Averager: drawn towards the star.", fontsize=11)
