@@ -28,8 +28,8 @@ class TrainingState:
         folder: Holds `checkpoint-{step}` folders.
         checkpointing_steps: Save every so many steps, and after the last one.
         checkpoints_total_limit: Keep at most so many.
-        resume_from_checkpoint: `latest`, or the path of one `checkpoint-{step}`; `latest` starts afresh if there is
-            none.
+        resume_from_checkpoint: `latest`, or the path of one `checkpoint-{step}`; the other stages of a script take
+            their latest. A stage without any starts afresh.
         all_processes: Whether every process runs the loop, or the main process alone.
         report_to: Trackers that Accelerate knows, or `none`.
         logging_steps: Log every so many steps.
@@ -144,18 +144,17 @@ def _resume(accelerator: Accelerator, state: TrainingState) -> int:
                 "--resume_from_checkpoint latest to go on with it, or remove the folder to start afresh."
             )
         return 0
-    if state.resume_from_checkpoint == "latest":
+    folder = Path(state.resume_from_checkpoint)
+    if state.resume_from_checkpoint != "latest" and (not folder.is_dir() or _step_of(folder) is None):
+        raise FileNotFoundError(
+            f"There is no saved state at {str(folder)!r}; pass 'latest', or one of "
+            f"{[str(path) for path in _saved_states(state.folder)]}."
+        )
+    if folder.resolve().parent != state.folder.resolve():  # `latest`, or the state of another stage of the script
         saved = _saved_states(state.folder)
         if not saved:
             return 0
         folder = saved[-1]
-    else:
-        folder = Path(state.resume_from_checkpoint)
-        if not folder.is_dir() or _step_of(folder) is None:
-            raise FileNotFoundError(
-                f"There is no saved state at {str(folder)!r}; pass 'latest', or one of "
-                f"{[str(path) for path in _saved_states(state.folder)]}."
-            )
     accelerator.load_state(str(folder))
     return _step_of(folder) or 0
 

@@ -54,7 +54,9 @@ def accuracy_against_similarity(evaluation: Evaluation) -> Figure:
         x, y = evaluation.max_similarity[name], 100 * evaluation.accuracy[name]
         axes.scatter(x[:MAX_POINTS], y[:MAX_POINTS], s=10, c=color, marker=marker, alpha=0.25, linewidths=0.8)
         edge = None if marker in "x+" else "black"
-        axes.scatter(x.mean(), y.mean(), 150, color, marker, linewidths=1.5, edgecolors=edge, label=label, zorder=5)
+        axes.scatter(
+            x.mean(), y.mean(), 150, color, marker=marker, linewidths=1.5, edgecolors=edge, label=label, zorder=5
+        )
     axes.set_xlabel("largest overlap of wrong predictions with a zoo network (right: more alike)")
     axes.set_ylabel("test accuracy (%)")
     axes.set_title("Faithful: on the held-out networks (x). Averager: drawn towards the star.", fontsize=11)
