@@ -105,7 +105,7 @@ def describe_hardware() -> str:
     """Returns the processor or accelerator in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads of a {platform.machine()} processor"
+    return f"{torch.get_num_threads()} of {os.cpu_count()} cores ({platform.machine()})"
 
 
 def _render(template: str, card_data: DatasetCardData | ModelCardData, **values: Any) -> str:
