@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from .folders import replace_folder, write_json
@@ -153,7 +154,13 @@ def load_checkpoints(
     if not folder.is_dir():
         if str(dataset_name).count("/") != 1 or str(dataset_name).startswith((".", "/")):
             raise CheckpointsError(f"There is no checkpoints dataset at {str(dataset_name)!r}: no such folder.")
-        folder = Path(snapshot_download(str(dataset_name), repo_type="dataset", revision=revision))
+        try:
+            folder = Path(snapshot_download(str(dataset_name), repo_type="dataset", revision=revision))
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise CheckpointsError(
+                f"There is no checkpoints dataset at {str(dataset_name)!r}: no such folder, and none that can be "
+                "read on the Hub."
+            ) from error
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
             f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "
@@ -267,8 +274,10 @@ def interleaved_splits(
     (`None`) after each, so that no split holds near-copies of another's checkpoints.
 
     Raises:
-        ValueError: If a count is not divisible by `num_blocks`.
+        ValueError: If a count is not divisible by `num_blocks`, or there is nothing to learn from.
     """
+    if num_train < 1:
+        raise ValueError(f"A zoo needs at least one checkpoint to learn from, but {num_train} were asked for.")
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     uneven = {split: count for split, count in counts.items() if count % num_blocks}
     if uneven:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, interleaved_splits
-from .images import ImageData, ImageSplit, augment, load_images
+from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
 from .inference import network_predictions
 from .loops import TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
 from .settings import OptimizationSettings, setting
@@ -70,6 +70,30 @@ def load_images_of(settings: CollectionSettings) -> ImageData:
         image_column=settings.image_column,
         label_column=settings.label_column,
         max_train_images=settings.max_train_images,
+    )
+
+
+def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> CollectionSettings:
+    """Returns the settings with which a zoo was collected, so that the same images can be loaded again.
+
+    Args:
+        checkpoints: The zoo.
+        dataset_name: Where the images are now, if elsewhere; needed for a zoo that was recorded from another loop.
+
+    Raises:
+        ValueError: If the zoo does not say, and `dataset_name` does not either.
+    """
+    collected = checkpoints.collection.get("settings")
+    if collected is not None:
+        settings = CollectionSettings(**collected)
+        return settings if dataset_name is None else replace(settings, dataset_name=dataset_name)
+    if dataset_name is None or not checkpoints.preprocessing:
+        raise ValueError(
+            "This zoo does not say on which images it was collected; name them with --dataset_name, and record it "
+            "with the images' preprocessing."
+        )
+    return CollectionSettings(
+        dataset_name=dataset_name, image_size=Preprocessing.from_dict(checkpoints.preprocessing).image_size
     )
 
 
@@ -212,10 +236,11 @@ def _train(
     for step in training_steps(accelerator, optimization.max_train_steps, state, description):
         generator = step_generator(optimization.seed, step, BATCHES if recording is None else TRAJECTORY)
         pixel_values, labels = _batch(images, settings, optimization.train_batch_size, generator)
-        logits = model(pixel_values.to(accelerator.device)).logits
-        loss = nn.functional.cross_entropy(logits, labels.to(accelerator.device))
+        with accelerator.autocast():
+            logits = model(pixel_values.to(accelerator.device)).logits
+        loss = nn.functional.cross_entropy(logits.float(), labels.to(accelerator.device))
         optimizer.zero_grad()
-        loss.backward()
+        accelerator.backward(loss)
         if optimization.max_grad_norm:
             nn.utils.clip_grad_norm_(trained, optimization.max_grad_norm)
         optimizer.step()

@@ -24,6 +24,7 @@ from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
 from .modeling_mlp_denoiser import MLPParameterDenoiser
 from .pipeline_pdiff import PDiffPipeline
+from .processing_parameters import NonFiniteParametersError
 from .settings import AutoencoderSettings, DenoiserSettings, OptimizationSettings, Recipe, load_recipe
 from .targets import draw_network
 
@@ -55,7 +56,6 @@ def fit_autoencoder(
     checkpoints: Checkpoints,
     settings: AutoencoderSettings,
     state: TrainingState | None = None,
-    mixed_precision: str = "no",
 ) -> Autoencoder:
     """Fits the autoencoder to the train split: in closed form if it is linear, by gradient descent otherwise.
 
@@ -69,7 +69,7 @@ def fit_autoencoder(
     if settings.latent_dim is None:
         raise ValueError("A convolutional autoencoder needs a latent_dim; the paper takes 128.")
 
-    accelerator = _accelerator(state, settings, mixed_precision)
+    accelerator = _accelerator(state, settings)
     with seeded(settings.seed):
         autoencoder = ParameterAutoencoder(
             parameter_dim=parameters.shape[1],
@@ -91,6 +91,7 @@ def fit_autoencoder(
     accelerator.end_training()
 
     autoencoder = accelerator.unwrap_model(model).cpu().eval()
+    _check_finite(autoencoder)
     autoencoder.fit_latent_statistics(parameters)
     return autoencoder
 
@@ -105,14 +106,16 @@ def fit_denoiser(
     latents: torch.Tensor,
     settings: DenoiserSettings,
     state: TrainingState | None = None,
-    mixed_precision: str = "no",
 ) -> tuple[Denoiser, SchedulerMixin]:
     """Trains the denoiser on standardised latents `(n, latent_dim)` and returns it with the sampler to be shipped.
 
     Batches are split among the processes; noise and times are drawn for the whole batch from a generator seeded by the
     step, so that one process and several, interrupted and uninterrupted runs see the same numbers.
     """
-    accelerator = _accelerator(state, settings, mixed_precision)
+    scheduler_class = getattr(diffusers, settings.scheduler, None)
+    if scheduler_class is None:
+        raise ValueError(f"diffusers has no {settings.scheduler!r}; name one like DPMSolverMultistepScheduler.")
+    accelerator = _accelerator(state, settings)
     latent_dim = latents.shape[1]
     with seeded(settings.seed):
         if settings.denoiser_type == "mlp":
@@ -155,8 +158,9 @@ def fit_denoiser(
     if settings.ema_decay:
         ema.copy_to(model.parameters())
     accelerator.end_training()
-    scheduler = getattr(diffusers, settings.scheduler).from_config(noise_scheduler.config)
-    return accelerator.unwrap_model(model).cpu().eval(), scheduler
+    denoiser = accelerator.unwrap_model(model).cpu().eval()
+    _check_finite(denoiser)
+    return denoiser, scheduler_class.from_config(noise_scheduler.config)
 
 
 def assemble_pipeline(
@@ -194,34 +198,40 @@ def load_autoencoder(folder: str | os.PathLike) -> tuple[Autoencoder, dict[str, 
         )
     class_name = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
     classes = {cls.__name__: cls for cls in (ParameterAutoencoder, LinearParameterAutoencoder)}
-    return classes[class_name].from_pretrained(folder), json.loads(notes.read_text(encoding="utf-8"))
+    autoencoder = classes[class_name].from_pretrained(folder)
+    autoencoder.register_to_config(_name_or_path="")  # the folder is nobody's business who gets the pipeline
+    return autoencoder, json.loads(notes.read_text(encoding="utf-8"))
 
 
 def describe_fit(
-    checkpoints: Checkpoints, first_stage: dict[str, Any], settings: DenoiserSettings, seconds: float
+    checkpoints: Checkpoints,
+    first_stage: dict[str, Any] | None = None,
+    settings: DenoiserSettings | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Returns the beginning of a `metrics.json`: how the generator was made, on which zoo, at what cost.
 
     Args:
         checkpoints: The zoo.
-        first_stage: Settings and seconds of the autoencoder, as in its `training.json`.
-        settings: Settings of the denoiser.
+        first_stage: Settings and seconds of the autoencoder, as in its `training.json`, if known.
+        settings: Settings of the denoiser, if known.
         seconds: What the denoiser took.
     """
     collected = checkpoints.collection.get("settings", {})
+    costs = dict(checkpoints.collection.get("costs", {}))
+    generator = {}
+    if first_stage is not None and settings is not None and seconds is not None:
+        generator = {"autoencoder": first_stage["settings"], "denoiser": asdict(settings)}
+        costs |= {"autoencoder_seconds": first_stage["seconds"], "denoiser_seconds": seconds}
     return {
         "version": 1,
-        "generator": {"autoencoder": first_stage["settings"], "denoiser": asdict(settings)},
+        "generator": generator,
         "data": {
-            "dataset_name": collected.get("dataset_name"),
+            "dataset_name": Path(collected["dataset_name"]).name if collected else None,
             "zoo_count": len(checkpoints.zoo),
             "collection": collected,
         },
-        "costs": {
-            **checkpoints.collection.get("costs", {}),
-            "autoencoder_seconds": first_stage["seconds"],
-            "denoiser_seconds": seconds,
-        },
+        "costs": costs,
         "environment": {
             "hardware": describe_hardware(),
             "torch": torch.__version__,
@@ -231,10 +241,16 @@ def describe_fit(
     }
 
 
-def _accelerator(state: TrainingState | None, settings: OptimizationSettings, mixed_precision: str) -> Accelerator:
-    if state is None:
-        return Accelerator(mixed_precision=mixed_precision)
-    return state.make_accelerator(settings, mixed_precision)
+def _accelerator(state: TrainingState | None, settings: OptimizationSettings) -> Accelerator:
+    return Accelerator() if state is None else state.make_accelerator(settings)
+
+
+def _check_finite(model: nn.Module) -> None:
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise NonFiniteParametersError(
+            f"The training diverged: weights of the {type(model).__name__} are NaN or infinite; "
+            "lower the learning rate, or clip the gradient with --max_grad_norm."
+        )
 
 
 def _rows_of_step(count: int, settings: OptimizationSettings, generator: torch.Generator) -> torch.Tensor:

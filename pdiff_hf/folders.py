@@ -15,6 +15,18 @@ class UnwritableFolderError(OSError):
     """A folder cannot be written to."""
 
 
+def require_writable_folder(folder: str | os.PathLike) -> None:
+    """Raises at once what `replace_folder` would raise after the work is done.
+
+    Raises:
+        UnwritableFolderError: If the parent folder cannot be made or written to, or `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UnwritableFolderError(f"Cannot write the folder {str(folder)!r}: there is a file of that name.")
+    _temporary_beside(folder).rmdir()
+
+
 @contextmanager
 def replace_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Yields an empty temporary folder that takes the place of `folder` when the block ends without an error.

@@ -33,6 +33,7 @@ class TrainingState:
         all_processes: Whether every process runs the loop, or the main process alone.
         report_to: Trackers that Accelerate knows, or `none`.
         logging_steps: Log every so many steps.
+        mixed_precision: `no`, `fp16` or `bf16`.
     """
 
     folder: Path
@@ -42,10 +43,15 @@ class TrainingState:
     all_processes: bool = True
     report_to: str = "none"
     logging_steps: int = 10
+    mixed_precision: str = "no"
 
     @classmethod
     def from_run(cls, run: RunSettings, all_processes: bool = True) -> TrainingState:
         """Reads a script's flags."""
+        resume = run.resume_from_checkpoint
+        if resume not in (None, "latest") and not (Path(resume).is_dir() and _step_of(Path(resume)) is not None):
+            saved = [str(path) for path in sorted(run.state_dir.rglob("checkpoint-*"))]
+            raise FileNotFoundError(f"There is no saved state at {resume!r}; pass 'latest', or one of {saved}.")
         return cls(
             run.state_dir,
             run.checkpointing_steps,
@@ -54,6 +60,7 @@ class TrainingState:
             all_processes,
             run.report_to,
             run.logging_steps,
+            run.mixed_precision,
         )
 
     def beside(self, name: str) -> TrainingState:
@@ -65,10 +72,12 @@ class TrainingState:
         for folder in self.folder.rglob("checkpoint-*"):
             shutil.rmtree(folder)
 
-    def make_accelerator(self, settings: OptimizationSettings, mixed_precision: str = "no") -> Accelerator:
+    def make_accelerator(self, settings: OptimizationSettings) -> Accelerator:
         """Returns an accelerator for one stage, with its trackers started and told the settings."""
         trackers = None if self.report_to == "none" else self.report_to
-        accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers, project_dir=str(self.folder))
+        accelerator = Accelerator(
+            mixed_precision=self.mixed_precision, log_with=trackers, project_dir=str(self.folder)
+        )
         if trackers is not None:
             config = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, int | float | str)}
             accelerator.init_trackers(self.folder.name, config=config)
@@ -145,11 +154,6 @@ def _resume(accelerator: Accelerator, state: TrainingState) -> int:
             )
         return 0
     folder = Path(state.resume_from_checkpoint)
-    if state.resume_from_checkpoint != "latest" and (not folder.is_dir() or _step_of(folder) is None):
-        raise FileNotFoundError(
-            f"There is no saved state at {str(folder)!r}; pass 'latest', or one of "
-            f"{[str(path) for path in _saved_states(state.folder)]}."
-        )
     if folder.resolve().parent != state.folder.resolve():  # `latest`, or the state of another stage of the script
         saved = _saved_states(state.folder)
         if not saved:

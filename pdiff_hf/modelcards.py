@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -10,7 +11,8 @@ from typing import Any
 
 import jinja2
 import torch
-from huggingface_hub import DatasetCardData, ModelCardData
+from huggingface_hub import DatasetCardData, ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from .checkpoints import Checkpoints, CheckpointZoo, checkpoint_features
 from .evaluation.plots import PICTURES
@@ -44,8 +46,8 @@ def write_checkpoints_card(folder: str | os.PathLike, checkpoints: Checkpoints) 
         parameter_dim=checkpoints.processor.parameter_dim,
         counts={name: len(zoo) for name, zoo in checkpoints.splits.items()},
         rows=[_split_row(name, zoo) for name, zoo in splits.items()],
-        settings=checkpoints.collection["settings"],
-        costs={name: round(seconds, 1) for name, seconds in checkpoints.collection["costs"].items()},
+        settings=checkpoints.collection.get("settings"),
+        costs={name: round(seconds, 1) for name, seconds in checkpoints.collection.get("costs", {}).items()},
         hardware=describe_hardware(),
     )
     write_text(Path(folder) / "README.md", text)
@@ -71,6 +73,17 @@ def add_report(
         write_pipeline_card(temporary, pipe, metrics)
 
 
+def read_metrics(pipeline: str | os.PathLike, revision: str | None = None) -> dict[str, Any] | None:
+    """Returns the `metrics.json` of a pipeline's folder or Hub repository, or None if it has none."""
+    path = Path(pipeline) / "metrics.json"
+    if not Path(pipeline).is_dir():
+        try:
+            path = Path(hf_hub_download(str(pipeline), "metrics.json", revision=revision))
+        except EntryNotFoundError:
+            return None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def write_pipeline_card(folder: str | os.PathLike, pipe: PDiffPipeline, metrics: dict[str, Any]) -> None:
     """Writes the README.md of a pipeline repository from its `metrics.json`, evaluated or not."""
     evaluated = "sets" in metrics
@@ -91,7 +104,7 @@ def write_pipeline_card(folder: str | os.PathLike, pipe: PDiffPipeline, metrics:
         denoiser_parameters=f"{pipe.denoiser.num_parameters():,}",
         scheduler_class=type(pipe.scheduler).__name__,
         num_inference_steps=pipe.config.default_num_inference_steps,
-        training=metrics["generator"]["denoiser"],
+        training=metrics["generator"].get("denoiser"),
         costs={name.removesuffix("_seconds"): round(value, 2) for name, value in metrics["costs"].items()},
         hardware=metrics["environment"]["hardware"],
         table=metrics_table(metrics) if evaluated else None,

@@ -202,6 +202,8 @@ class PDiffPipeline(DiffusionPipeline):
 
         Takes the arguments of the call. A list of generators, one for each network, gives the networks of one call.
         """
+        if isinstance(generator, list) and len(generator) != num_models:
+            raise ValueError(f"{len(generator)} generators were given for {num_models} networks; give one for each.")
         for start in range(0, num_models, batch_size):
             count = min(batch_size, num_models - start)
             output = self(

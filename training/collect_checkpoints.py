@@ -12,6 +12,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
 from pdiff_hf.collecting import CollectionSettings, collect, load_images_of, load_target
+from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.loops import TrainingState
 from pdiff_hf.modelcards import write_checkpoints_card
 from pdiff_hf.settings import RunSettings
@@ -21,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and collects; a single trajectory is recorded by the main process, the others wait."""
     parser = HfArgumentParser((RunSettings, CollectionSettings), description=__doc__)
     run, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+    require_writable_folder(run.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=run.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))]
+    )
     if accelerator.is_main_process:
         images = load_images_of(settings)
         state = TrainingState.from_run(run, all_processes=False)

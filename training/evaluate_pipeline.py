@@ -6,18 +6,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
 from pdiff_hf.checkpoints import load_checkpoints
-from pdiff_hf.collecting import CollectionSettings, load_images_of
+from pdiff_hf.collecting import collection_of, load_images_of
 from pdiff_hf.evaluation import evaluate, metrics_table, summarize, write_report
-from pdiff_hf.modelcards import add_report
+from pdiff_hf.fitting import describe_fit
+from pdiff_hf.folders import require_writable_folder
+from pdiff_hf.modelcards import add_report, read_metrics
 from pdiff_hf.pipeline_pdiff import PDiffPipeline
 from pdiff_hf.settings import setting
 
@@ -41,23 +41,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     (run,) = HfArgumentParser(ScriptSettings, description=__doc__).parse_args_into_dataclasses(
         argv, look_for_args_file=False
     )
+    require_writable_folder(run.output_dir)
     accelerator = Accelerator()
     if accelerator.is_main_process:
         checkpoints = load_checkpoints(run.checkpoints)
-        collection = CollectionSettings(**checkpoints.collection["settings"])
-        if run.dataset_name is not None:
-            collection.dataset_name = run.dataset_name
+        images = load_images_of(collection_of(checkpoints, run.dataset_name))
+        fitted = read_metrics(run.pipeline) or describe_fit(checkpoints)
         pipe = PDiffPipeline.from_pretrained(run.pipeline).to(accelerator.device)
         evaluation = evaluate(
             pipe,
             checkpoints,
-            load_images_of(collection),
+            images,
             num_models=run.num_models,
             seed=run.seed,
             num_inference_steps=run.num_inference_steps,
             temperature=run.temperature,
         )
-        fitted = json.loads((Path(run.pipeline) / "metrics.json").read_text(encoding="utf-8"))
         metrics = write_report(run.output_dir, evaluation, fitted, pipe.processor)
         add_report(run.pipeline, pipe, run.output_dir, metrics)
         print(f"\n{metrics_table(metrics)}\n\n{summarize(metrics)}\n\nReport and pictures: {run.output_dir}")

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from pdiff_hf.checkpoints import load_checkpoints
 from pdiff_hf.fitting import fit_autoencoder
-from pdiff_hf.folders import replace_folder, write_json
+from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
 from pdiff_hf.loops import TrainingState
 from pdiff_hf.settings import AutoencoderSettings, RunSettings, parse_with_recipe, setting
 
@@ -30,10 +30,11 @@ class ScriptSettings(RunSettings):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and fits."""
     run, settings = parse_with_recipe(ScriptSettings, AutoencoderSettings, "autoencoder", __doc__, argv)
+    require_writable_folder(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
     state = TrainingState.from_run(run)
     started = time.perf_counter()
-    autoencoder = fit_autoencoder(load_checkpoints(run.checkpoints), settings, state, run.mixed_precision)
+    autoencoder = fit_autoencoder(load_checkpoints(run.checkpoints), settings, state)
     if accelerator.is_main_process:
         seconds = time.perf_counter() - started
         with replace_folder(run.output_dir) as folder:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from pdiff_hf.checkpoints import load_checkpoints
 from pdiff_hf.fitting import assemble_pipeline, describe_fit, encode_zoo, fit_denoiser, load_autoencoder
-from pdiff_hf.folders import replace_folder, write_json
+from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
 from pdiff_hf.loops import TrainingState
 from pdiff_hf.modelcards import write_pipeline_card
 from pdiff_hf.settings import DenoiserSettings, RunSettings, parse_with_recipe, setting
@@ -32,13 +32,14 @@ class ScriptSettings(RunSettings):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and trains."""
     run, settings = parse_with_recipe(ScriptSettings, DenoiserSettings, "denoiser", __doc__, argv)
+    require_writable_folder(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
     checkpoints = load_checkpoints(run.checkpoints)
     autoencoder, first_stage = load_autoencoder(run.autoencoder)
     state = TrainingState.from_run(run)
     started = time.perf_counter()
     latents = encode_zoo(autoencoder, checkpoints)
-    denoiser, scheduler = fit_denoiser(latents, settings, state, run.mixed_precision)
+    denoiser, scheduler = fit_denoiser(latents, settings, state)
     if accelerator.is_main_process:
         seconds = time.perf_counter() - started
         pipe = assemble_pipeline(checkpoints, autoencoder, denoiser, scheduler, settings)

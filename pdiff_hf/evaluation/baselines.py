@@ -50,4 +50,5 @@ def gaussian_codes(
 
     The null of every latent generator: what its autoencoder does without its denoiser.
     """
-    return autoencoder.decode(gaussian_full(autoencoder.encode(zoo).latents, n, generator, scale)).sample
+    codes = autoencoder.encode(zoo.to(autoencoder.device)).latents.cpu()
+    return autoencoder.decode(gaussian_full(codes, n, generator, scale).to(autoencoder.device)).sample.cpu()

@@ -104,8 +104,8 @@ def summarize(metrics: dict[str, Any]) -> str:
         nearest, real = (sets[name]["test"]["max_similarity"] for name in ("generated", "heldout"))
         if nearest > real + CLOSER:
             sentences.append(
-                f"They lie closer to the zoo than held-out checkpoints do: the largest overlap of wrong predictions with "
-                f"a zoo network is {nearest:.2f} on average, against {real:.2f}."
+                f"They lie closer to the zoo than held-out checkpoints do: the largest overlap of wrong predictions "
+                f"with a zoo network is {nearest:.2f} on average, against {real:.2f}."
             )
 
     null = sets["gaussian_codes"]

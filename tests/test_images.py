@@ -1,0 +1,284 @@
+"""Images: three disjoint splits from every source, preprocessing that transformers shares, seeded augmentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+from transformers import AutoImageProcessor
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from pdiff_hf import load_images
+from pdiff_hf.images import ImageDataError, ImageSplit, Preprocessing, augment
+
+
+def write_split(folder: Path, split: str, labels: Sequence[int], mode: str = "RGB", size: int = 6) -> None:
+    """Writes a parquet file of random images; those of different splits differ."""
+    rng = np.random.default_rng(len(labels))
+    shape = (size, size, 3) if mode == "RGB" else (size, size)
+    images = [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in labels]
+    features = datasets.Features({"picture": datasets.Image(), "animal": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = datasets.Dataset.from_dict({"picture": images, "animal": list(labels)}, features=features)
+    rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def pictures(*splits: ImageSplit) -> list[bytes]:
+    return sorted(image.numpy().tobytes() for split in splits for image in split.pixels)
+
+
+@pytest.mark.parametrize("split_seed", [0, 1])
+def test_digits_are_partitioned_into_700_300_and_797(split_seed):
+    digits = load_digits()
+
+    images = load_images("digits", image_size=8, split_seed=split_seed)
+
+    splits = (images.train, images.validation, images.test)
+    everything = (torch.from_numpy(digits.images)[:, None] * 255 / 16).round().to(torch.uint8)
+    assert [len(split) for split in splits] == [700, 300, 797]
+    assert pictures(*splits) == pictures(ImageSplit(everything, torch.from_numpy(digits.target)))
+    assert images.label_names == [str(digit) for digit in range(10)]
+    assert images.num_channels == 1
+
+
+def test_digits_are_split_by_the_seed_alone():
+    first, again, other = (load_images("digits", image_size=8, split_seed=seed) for seed in (3, 3, 4))
+
+    assert torch.equal(first.train.pixels, again.train.pixels)
+    assert torch.equal(first.test.labels, again.test.labels)
+    assert pictures(first.train) != pictures(other.train)
+    assert pictures(first.test) != pictures(other.test)
+
+
+def test_train_images_are_normalised():
+    images = load_images("digits", image_size=16)
+
+    pixel_values = images.preprocessing(images.train.pixels)
+
+    assert pixel_values.shape == (700, 1, 16, 16)
+    assert abs(float(pixel_values.mean())) < 1e-3
+    assert abs(float(pixel_values.std()) - 1) < 1e-3
+
+
+def test_fewer_train_images_leave_the_other_splits_as_they_are():
+    all_images = load_images("digits", image_size=8)
+
+    few = load_images("digits", image_size=8, max_train_images=50)
+
+    assert torch.equal(few.train.labels, all_images.train.labels[:50])
+    assert torch.equal(few.validation.pixels, all_images.validation.pixels)
+    assert torch.equal(few.test.pixels, all_images.test.pixels)
+
+
+def test_validation_is_carved_out_of_train(tmp_path):
+    write_split(tmp_path, "train", [0, 1] * 10)
+    write_split(tmp_path, "test", [0, 1, 1])
+
+    images = load_images(str(tmp_path), image_size=6, validation_fraction=0.2)
+
+    assert [len(split) for split in (images.train, images.validation, images.test)] == [16, 4, 3]
+    assert len(set(pictures(images.train, images.validation, images.test))) == 23
+    assert images.label_names == ["cat", "dog"]
+    assert images.num_channels == 3
+
+
+def test_validation_split_is_taken_as_it_is(tmp_path):
+    for split, count in (("train", 20), ("validation", 6), ("test", 4)):
+        write_split(tmp_path, split, [0, 1] * (count // 2))
+
+    images = load_images(str(tmp_path), image_size=6)
+
+    assert [len(split) for split in (images.train, images.validation, images.test)] == [20, 6, 4]
+
+
+def test_validation_split_serves_as_test_if_there_is_none(tmp_path):
+    write_split(tmp_path, "train", [0, 1] * 10)
+    write_split(tmp_path, "validation", [0, 1, 1])
+
+    images = load_images(str(tmp_path), image_size=6)
+
+    assert [len(split) for split in (images.train, images.validation, images.test)] == [18, 2, 3]
+    assert len(set(pictures(images.train, images.validation, images.test))) == 23
+
+
+def test_train_split_alone_becomes_three(tmp_path):
+    write_split(tmp_path, "train", [0, 1] * 10)
+
+    images = load_images(str(tmp_path), image_size=6)
+
+    assert [len(split) for split in (images.train, images.validation, images.test)] == [16, 2, 2]
+    assert len(set(pictures(images.train, images.validation, images.test))) == 20
+
+
+@pytest.mark.parametrize(("mode", "num_channels"), [("L", 1), ("RGB", 3)])
+def test_channels_are_those_of_the_images(tmp_path, mode, num_channels):
+    write_split(tmp_path, "train", [0, 1] * 5, mode=mode)
+
+    images = load_images(str(tmp_path), image_size=4)
+
+    assert images.num_channels == num_channels
+    assert images.test.pixels.shape[1:] == (num_channels, 4, 4)
+    assert len(images.preprocessing.mean) == num_channels
+
+
+def test_image_folder_is_read(tmp_path):
+    for i, animal in enumerate(["cat", "dog"] * 4):
+        (tmp_path / "train" / animal).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 7), (20 * i, 0, 0)).save(tmp_path / "train" / animal / f"{i}.png")
+
+    images = load_images(str(tmp_path), image_size=4)
+
+    assert [len(split) for split in (images.train, images.validation, images.test)] == [6, 1, 1]
+    assert images.label_names == ["cat", "dog"]
+
+
+def test_one_class_is_named(tmp_path):
+    write_split(tmp_path, "train", [1] * 10)
+
+    with pytest.raises(ImageDataError, match=r"All 8 train images .* have label \[1\].*at least two classes"):
+        load_images(str(tmp_path))
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(ImageDataError, match=r"No images were found under .*nowhere': it is not a folder here"):
+        load_images(str(tmp_path / "nowhere"))
+
+
+def test_empty_folder_is_named(tmp_path):
+    with pytest.raises(ImageDataError, match="is a folder without readable data files"):
+        load_images(str(tmp_path))
+
+
+def test_missing_label_column_is_named(tmp_path):
+    image = Image.new("L", (4, 4))
+    features = datasets.Features({"image": datasets.Image(), "kind": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"image": [image], "kind": ["cat"]}, features=features)
+    rows.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+
+    with pytest.raises(ImageDataError, match=r"No ClassLabel column among \['image', 'kind'\].*--label_column"):
+        load_images(str(tmp_path))
+
+
+def test_labels_that_are_no_numbers_are_refused(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = {"image": [Image.new("L", (4, 4))] * 4, "label": ["cat", "dog"] * 2}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+
+    with pytest.raises(ImageDataError, match="label"):
+        load_images(str(tmp_path))
+
+
+def test_missing_train_split_is_named(tmp_path):
+    write_split(tmp_path, "test", [0, 1])
+
+    with pytest.raises(ImageDataError, match=r"has the splits \['test'\], but a 'train' split is needed"):
+        load_images(str(tmp_path))
+
+
+def test_preprocessing_survives_json():
+    preprocessing = Preprocessing(image_size=6, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+
+    assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+
+
+@pytest.fixture(params=[1, 3], ids=["grey", "colour"])
+def preprocessing_and_images(request: pytest.FixtureRequest) -> tuple[Preprocessing, torch.Tensor, list[Image.Image]]:
+    """A preprocessing, and images as a tensor and as transformers takes them."""
+    mean, std = (0.1, 0.2, 0.3)[: request.param], (0.4, 0.5, 0.6)[: request.param]
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (3, request.param, 6, 6), generator=generator, dtype=torch.uint8)
+    images = [Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in pixels]
+    return Preprocessing(6, mean, std), pixels, images
+
+
+def test_preprocessing_is_what_transformers_computes(preprocessing_and_images):
+    preprocessing, pixels, images = preprocessing_and_images
+
+    expected = ViTImageProcessorPil(**preprocessing.to_dict())(images, return_tensors="pt")["pixel_values"]
+
+    assert torch.allclose(preprocessing(pixels), expected, atol=1e-5)
+
+
+def test_preprocessing_is_loaded_by_the_auto_class(preprocessing_and_images, tmp_path):
+    preprocessing, pixels, images = preprocessing_and_images
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
+
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+
+    expected = loaded(images, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(preprocessing(pixels), expected, atol=1e-5)
+
+
+batches = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(2, 6), st.integers(2, 6))
+
+
+@given(
+    shape=batches,
+    seed=st.integers(0, 2**31),
+    shift=st.integers(0, 3),
+    flip=st.booleans(),
+    noise=st.sampled_from([0.0, 0.5]),
+)
+def test_augmentation_depends_on_the_generator_alone(shape, seed, shift, flip, noise):
+    pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    before = pixel_values.clone()
+
+    first = augment(pixel_values, torch.Generator().manual_seed(seed), shift, flip, noise)
+    again = augment(pixel_values, torch.Generator().manual_seed(seed), shift, flip, noise)
+
+    assert first.shape == shape
+    assert torch.equal(first, again)
+    assert torch.equal(pixel_values, before)
+
+
+def test_no_augmentation_returns_the_images():
+    pixel_values = torch.randn(2, 3, 4, 4)
+
+    assert torch.equal(augment(pixel_values, torch.Generator().manual_seed(0)), pixel_values)
+
+
+def test_images_are_shifted_whole_by_at_most_the_limit():
+    centre = torch.zeros(200, 2, 9, 9)
+    centre[:, :, 4, 4] = 1.0  # one bright pixel in each channel
+
+    shifted = augment(centre, torch.Generator().manual_seed(0), shift=2)
+
+    positions = shifted[:, 0].nonzero()[:, 1:]  # (200, 2)
+    assert torch.equal(shifted[:, 0], shifted[:, 1])
+    assert len(positions) == 200
+    assert len(positions.unique(dim=0)) == 25  # every shift of -2 … 2 in both directions
+    assert positions.min() == 2
+    assert positions.max() == 6
+
+
+def test_shift_fills_with_the_darkest_value():
+    pixel_values = torch.full((50, 1, 4, 4), 1.0)
+    pixel_values[0, 0, 0, 0] = -0.5
+
+    shifted = augment(pixel_values, torch.Generator().manual_seed(0), shift=1)
+
+    assert set(shifted.unique().tolist()) == {-0.5, 1.0}
+
+
+def test_flip_mirrors_about_half_of_the_images():
+    pixel_values = torch.arange(4.0).expand(400, 1, 2, 4)
+
+    flipped = augment(pixel_values, torch.Generator().manual_seed(0), flip=True)
+
+    mirrored = (flipped == pixel_values.flip(-1)).all((1, 2, 3))
+    assert bool((mirrored | (flipped == pixel_values).all((1, 2, 3))).all())
+    assert 150 < int(mirrored.sum()) < 250
+
+
+def test_noise_has_the_standard_deviation_asked_for():
+    noise = augment(torch.zeros(100, 1, 10, 10), torch.Generator().manual_seed(0), noise=0.3)
+
+    assert abs(float(noise.std()) - 0.3) < 0.01

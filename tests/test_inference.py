@@ -1,0 +1,172 @@
+"""Many networks at once give what each of them gives alone."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pdiff_hf import (
+    LayoutError,
+    MLPForImageClassification,
+    NonFiniteParametersError,
+    ParameterProcessor,
+    draw_network,
+    inference,
+    make_processor,
+    network_logits,
+    network_predictions,
+)
+from pdiff_hf.loops import seeded
+
+
+class BranchingMLP(MLPForImageClassification):
+    """A network that asks for the value of a generated tensor, which `vmap` cannot tell."""
+
+    def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        logits = super().compute_logits(pixel_values)
+        return logits if self.classifier.bias.sum().item() > 0 else -logits
+
+
+@torch.no_grad()
+def plain_logits(
+    model: PreTrainedModel, processor: ParameterProcessor, parameters: torch.Tensor, images: torch.Tensor
+) -> torch.Tensor:
+    return torch.stack([draw_network(model, processor, vector)(images).logits for vector in parameters])
+
+
+@pytest.mark.parametrize("budget", [2**25, 2**14, 1], ids=["one batch", "several batches", "one pair at a time"])
+def test_logits_are_those_of_plain_forward_passes(
+    target_and_processor, random_vectors, random_images, monkeypatch, budget
+):
+    model, processor = target_and_processor
+    parameters, images = random_vectors(model, processor, 5), random_images(model, 7)
+    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+
+    logits = network_logits(model, processor, parameters, images)
+
+    expected = plain_logits(model, processor, parameters, images)
+    assert logits.shape == (5, 7, model.config.num_labels)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+    assert not torch.allclose(expected[0], expected[1], atol=1e-4)  # else nothing would have been compared
+
+
+@pytest.mark.parametrize("budget", [2**25, 2**12])
+def test_a_small_budget_makes_small_batches(mlp, random_vectors, random_images, monkeypatch, budget):
+    processor = make_processor(mlp, "head")
+    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+
+    batches = list(inference.iter_logits(mlp, processor, random_vectors(mlp, processor, 5), random_images(mlp, 50)))
+
+    assert sum(batch.shape[1] for batch in batches) == 50
+    assert (len(batches) > 1) == (budget == 2**12)
+
+
+def test_many_images_are_cut_into_batches(tiny_resnet, random_vectors, random_images, monkeypatch):
+    monkeypatch.setattr(inference, "MAX_BATCH_SIZE", 4)
+    for subset in ("last_norms", "full"):  # together, and one network after the other
+        processor = make_processor(tiny_resnet, subset)
+        parameters, images = random_vectors(tiny_resnet, processor, 2), random_images(tiny_resnet, 10)
+
+        batches = list(inference.iter_logits(tiny_resnet, processor, parameters, images))
+
+        assert [batch.shape[1] for batch in batches] == [4, 4, 2]
+        expected = plain_logits(tiny_resnet, processor, parameters, images)
+        assert torch.allclose(torch.cat(batches, dim=1), expected, atol=1e-5)
+
+
+def test_one_network_and_one_image_are_enough(target_and_processor, random_vectors, random_images):
+    model, processor = target_and_processor
+    parameters, images = random_vectors(model, processor, 1), random_images(model, 1)
+
+    logits = network_logits(model, processor, parameters, images)
+
+    assert torch.allclose(logits, plain_logits(model, processor, parameters, images), atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [2**25, 2**12])
+def test_predictions_and_losses_are_those_computed_by_hand(mlp, random_vectors, random_images, monkeypatch, budget):
+    processor = make_processor(mlp, "head")
+    parameters, images = random_vectors(mlp, processor, 4), random_images(mlp, 30)
+    labels = torch.arange(30) % 10
+    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+
+    predicted, loss = network_predictions(mlp, processor, parameters, images, labels)
+
+    for i, logits in enumerate(plain_logits(mlp, processor, parameters, images)):
+        assert torch.equal(predicted[i], logits.argmax(-1))
+        assert torch.allclose(loss[i], nn.functional.cross_entropy(logits, labels), atol=1e-5)
+
+
+def test_half_precision_target_gives_float32_logits(mlp, random_vectors, random_images):
+    mlp.to(torch.bfloat16)
+    processor = make_processor(mlp, "head")
+    parameters, images = random_vectors(mlp, processor, 3), random_images(mlp, 4)
+
+    logits = network_logits(mlp, processor, parameters, images)
+
+    expected = plain_logits(mlp, processor, parameters, images.to(torch.bfloat16)).float()
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, expected, rtol=0.05, atol=0.05)
+
+
+def test_model_that_vmap_cannot_trace_is_evaluated_all_the_same(mlp, random_vectors, random_images, caplog):
+    with seeded(0):
+        model = BranchingMLP(mlp.config).eval()
+    processor = make_processor(model, "head")
+    parameters, images = random_vectors(model, processor, 6), random_images(model, 5)
+
+    with caplog.at_level(logging.WARNING, logger="pdiff_hf.inference"):
+        logits = network_logits(model, processor, parameters, images)
+
+    positive = parameters[:, -10:].sum(1) > 0
+    assert bool(positive.any())
+    assert not bool(positive.all())
+    assert torch.allclose(logits, plain_logits(model, processor, parameters, images), atol=1e-5)
+    assert "BranchingMLP cannot be evaluated by vmap" in caplog.text
+    assert "each of the 6 networks makes a forward pass of its own" in caplog.text
+
+
+def test_model_that_vmap_can_trace_warns_of_nothing(tiny_vit, random_vectors, random_images, caplog):
+    processor = make_processor(tiny_vit, "last_norms")
+
+    with caplog.at_level(logging.WARNING, logger="pdiff_hf.inference"):
+        network_logits(tiny_vit, processor, random_vectors(tiny_vit, processor, 2), random_images(tiny_vit, 2))
+
+    assert caplog.text == ""
+
+
+def test_target_is_left_as_it_was(target_and_processor, random_vectors, random_images):
+    model, processor = target_and_processor
+    before = copy.deepcopy(model.state_dict())
+    parameters, images = random_vectors(model, processor, 3), random_images(model, 4)
+
+    network_predictions(model, processor, parameters, images, torch.zeros(4, dtype=torch.long))
+
+    assert not model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_training_mode_is_refused(tiny_resnet, random_images):
+    processor = make_processor(tiny_resnet, "last_norms")
+
+    with pytest.raises(ValueError, match="ResNetForImageClassification is in training mode"):
+        network_logits(tiny_resnet.train(), processor, torch.zeros(2, 64), random_images(tiny_resnet, 2))
+
+
+def test_vectors_that_do_not_fit_are_refused(mlp, random_images):
+    processor, images = make_processor(mlp, "head"), random_images(mlp, 2)
+
+    with pytest.raises(LayoutError, match="has 90 numbers"):
+        network_logits(mlp, processor, torch.zeros(2, 89), images)
+    with pytest.raises(ValueError, match=r"Expected vectors \(n, D\), .* \(90,\)"):
+        network_logits(mlp, processor, torch.zeros(90), images)
+    with pytest.raises(NonFiniteParametersError, match=r"classifier\.weight"):
+        network_logits(mlp, processor, torch.full((2, 90), torch.nan), images)

@@ -1,0 +1,273 @@
+"""An interrupted training loses nothing, and a folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pdiff_hf.folders import UnwritableFolderError, replace_folder, write_json, write_text
+from pdiff_hf.loops import TrainingState, make_optimizer, seeded, step_generator, training_steps
+from pdiff_hf.settings import OptimizationSettings, RunSettings
+
+keys = st.tuples(st.integers(0, 2**31), st.integers(0, 10_000), st.integers(0, 9))
+
+
+class Interruption(Exception):
+    """Stands for a killed process."""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> TrainingState:
+    return TrainingState(tmp_path / "state", checkpointing_steps=2, checkpoints_total_limit=10)
+
+
+@pytest.fixture
+def train() -> Callable[..., tuple[list[int], torch.Tensor]]:
+    """A function that trains a line for six steps and returns the steps it made and the final weights."""
+
+    def run(
+        state: TrainingState | None, max_train_steps: int = 6, interrupt_in_step: int = -1
+    ) -> tuple[list[int], torch.Tensor]:
+        settings = OptimizationSettings(max_train_steps=max_train_steps, learning_rate=0.1, lr_warmup_steps=2)
+        accelerator = Accelerator()
+        with seeded(settings.seed):
+            model = nn.Linear(3, 1)
+        optimizer, lr_scheduler = make_optimizer(model.parameters(), settings)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        accelerator.register_for_checkpointing(lr_scheduler)
+        made = []
+        for step in training_steps(accelerator, settings.max_train_steps, state, "training a line"):
+            if step == interrupt_in_step:
+                raise Interruption
+            inputs = torch.randn(8, 3, generator=step_generator(settings.seed, step))
+            optimizer.zero_grad()
+            accelerator.backward((model(inputs) - inputs.sum(1, keepdim=True)).square().mean())
+            optimizer.step()
+            lr_scheduler.step()
+            made.append(step)
+        return made, nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    return run
+
+
+def resuming(state: TrainingState, resume_from_checkpoint: str | Path = "latest", limit: int = 10) -> TrainingState:
+    return TrainingState(state.folder, 2, limit, str(resume_from_checkpoint))
+
+
+def saved(state: TrainingState) -> list[str]:
+    return sorted(path.name for path in state.folder.iterdir())
+
+
+@given(key=keys)
+def test_step_generator_depends_on_seed_step_and_stream_alone(key):
+    first = torch.randn(4, generator=step_generator(*key))
+    torch.randn(3)  # moves the global generator
+    again = torch.randn(4, generator=step_generator(*key))
+
+    assert torch.equal(first, again)
+
+
+@given(key=keys, other=keys)
+def test_step_generator_differs_with_seed_step_and_stream(key, other):
+    same_numbers = torch.equal(
+        torch.randn(4, generator=step_generator(*key)), torch.randn(4, generator=step_generator(*other))
+    )
+
+    assert same_numbers == (key == other)
+
+
+def test_step_generator_does_not_mix_up_its_arguments():
+    drawn = {
+        torch.rand(1, generator=step_generator(*key)).item() for key in ((1, 2, 0), (2, 1, 0), (0, 1, 2), (1, 0, 2))
+    }
+
+    assert len(drawn) == 4
+
+
+def test_seeded_block_leaves_the_global_generator_as_it_was():
+    with seeded(3):
+        first = torch.rand(2)
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+
+    torch.manual_seed(5)
+    with seeded(3):
+        again = torch.rand(2)
+
+    assert torch.equal(first, again)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_every_step_is_made_once_without_a_state(train):
+    made, _ = train(None)
+
+    assert made == [0, 1, 2, 3, 4, 5]
+
+
+def test_state_is_saved_every_so_many_steps_and_after_the_last(train, state):
+    train(state, max_train_steps=5)
+
+    assert saved(state) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+
+
+def test_only_the_newest_states_are_kept(train, tmp_path):
+    state = TrainingState(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
+
+    train(state, max_train_steps=11)
+
+    assert saved(state) == ["checkpoint-10", "checkpoint-11"]
+
+
+@pytest.mark.parametrize("interrupt_in_step", [2, 3, 5])
+def test_resumed_training_equals_an_uninterrupted_one(train, state, interrupt_in_step):
+    _, expected = train(None)
+    with pytest.raises(Interruption):
+        train(state, interrupt_in_step=interrupt_in_step)
+
+    made, weights = train(resuming(state))
+
+    assert made == list(range(interrupt_in_step // 2 * 2, 6))
+    assert torch.equal(weights, expected)
+
+
+def test_training_resumes_from_the_state_that_is_named(train, state):
+    _, expected = train(state)
+
+    made, weights = train(resuming(state, state.folder / "checkpoint-2"))
+
+    assert made == [2, 3, 4, 5]
+    assert torch.equal(weights, expected)
+
+
+def test_finished_training_has_nothing_left_to_do(train, state):
+    _, expected = train(state)
+
+    made, weights = train(resuming(state))
+
+    assert made == []
+    assert torch.equal(weights, expected)
+
+
+def test_latest_starts_afresh_if_there_is_no_state(train, state):
+    made, _ = train(resuming(state))
+
+    assert made == [0, 1, 2, 3, 4, 5]
+
+
+def test_unfinished_training_is_not_started_over_by_accident(train, state):
+    with pytest.raises(Interruption):
+        train(state, interrupt_in_step=3)
+
+    with pytest.raises(FileExistsError, match="not finished; pass --resume_from_checkpoint latest"):
+        train(state)
+
+
+@pytest.mark.parametrize("name", ["checkpoint-9", "unfinished-4", ""])
+def test_missing_state_is_named_with_those_that_are_there(train, state, name):
+    train(state, max_train_steps=2)
+    (state.folder / "unfinished-4").mkdir()
+
+    with pytest.raises(FileNotFoundError, match=r"There is no saved state at .*\['.*checkpoint-2'\]"):
+        train(resuming(state, state.folder / name))
+
+
+def test_half_written_state_is_ignored(train, state):
+    _, expected = train(None)
+    with pytest.raises(Interruption):
+        train(state, interrupt_in_step=3)
+    (state.folder / "unfinished-4").mkdir()
+    (state.folder / "unfinished-4" / "model.safetensors").write_bytes(b"half")
+
+    made, weights = train(resuming(state))
+    made_afterwards, _ = train(resuming(state, state.folder / "checkpoint-4"))
+
+    assert made == [2, 3, 4, 5]
+    assert torch.equal(weights, expected)
+    assert made_afterwards == [4, 5]
+    assert saved(state) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_states_of_all_stages_are_cleared_and_logs_stay(train, state):
+    train(state)
+    train(state.beside("second"))
+    (state.folder / "logs").mkdir()
+
+    state.clear()
+
+    assert saved(state) == ["logs", "second"]
+    assert saved(state.beside("second")) == []
+
+
+def test_state_stands_beside_the_output():
+    run = RunSettings(output_dir="runs/pipeline/", checkpointing_steps=7, resume_from_checkpoint="latest")
+
+    state = TrainingState.from_run(run)
+
+    assert state.folder == Path("runs/pipeline-state")
+    assert (state.checkpointing_steps, state.resume_from_checkpoint) == (7, "latest")
+    assert state.beside("target").folder == Path("runs/pipeline-state/target")
+
+
+def test_folder_is_replaced_whole(tmp_path):
+    with replace_folder(tmp_path / "deep" / "folder") as folder:
+        (folder / "a").write_text("first")
+    with replace_folder(tmp_path / "deep" / "folder") as folder:
+        (folder / "a").write_text("second")
+        (folder / "b").write_text("new")
+
+    assert {path.name: path.read_text() for path in (tmp_path / "deep" / "folder").iterdir()} == {
+        "a": "second",
+        "b": "new",
+    }
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_interrupted_folder_leaves_what_was_there(tmp_path, exists):
+    if exists:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "a").write_text("old")
+
+    def write_half() -> None:
+        with replace_folder(tmp_path / "folder") as folder:
+            (folder / "a").write_text("half")
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        write_half()
+
+    assert [path.name for path in tmp_path.iterdir()] == (["folder"] if exists else [])
+    assert not exists or (tmp_path / "folder" / "a").read_text() == "old"
+
+
+def test_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+
+    with (
+        pytest.raises(UnwritableFolderError, match="taken': there is a file of that name"),
+        replace_folder(tmp_path / "taken"),
+    ):
+        pass
+    with pytest.raises(UnwritableFolderError, match="Choose another output folder"):
+        write_text(tmp_path / "taken" / "file.txt", "text")
+
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    write_json(tmp_path / "new" / "metrics.json", {"accuracy": 0.5})
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "new" / "metrics.json", {"accuracy": math.nan})
+
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == {"accuracy": 0.5}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["metrics.json"]

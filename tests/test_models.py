@@ -1,0 +1,365 @@
+"""Autoencoders and denoisers: what they promise of their latents, their precision, their batches and their files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    ModelMixin,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+
+from pdiff_hf import (
+    LinearParameterAutoencoder,
+    MLPParameterDenoiser,
+    ParameterAutoencoder,
+    ParameterDenoiser,
+    fit_denoiser,
+    load_recipe,
+)
+from pdiff_hf.loops import seeded
+from pdiff_hf.settings import RECIPES
+
+SIZES = [30, 1, 39]  # lengths of the tensors of a vector; 70 in all, no multiple of 32
+COUNT, PARAMETER_DIM, LATENT_DIM = 20, sum(SIZES), 6
+
+
+@pytest.fixture
+def zoo() -> torch.Tensor:
+    """Vectors whose three tensors differ in scale and offset."""
+    vectors = torch.randn(COUNT, PARAMETER_DIM, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([0.01, 1.0, 3.0]).repeat_interleave(torch.tensor(SIZES))
+    return vectors * scale + 5 * scale
+
+
+def fit_conv(zoo: torch.Tensor) -> ParameterAutoencoder:
+    """An autoencoder that has seen a few batches, so that its running statistics are not those of a new one."""
+    with seeded(0):
+        autoencoder = ParameterAutoencoder(PARAMETER_DIM, LATENT_DIM, channels=(4, 8, 8, 8, 4))
+    autoencoder.fit_normalization(zoo, SIZES)
+    for _ in range(3):
+        autoencoder.train()(zoo, generator=torch.Generator().manual_seed(0))
+    autoencoder.eval().fit_latent_statistics(zoo)
+    return autoencoder
+
+
+def fit_linear(zoo: torch.Tensor) -> LinearParameterAutoencoder:
+    return LinearParameterAutoencoder.from_zoo(zoo, latent_dim=LATENT_DIM)
+
+
+def build_conv_denoiser(zoo: torch.Tensor) -> ParameterDenoiser:
+    with seeded(0):
+        denoiser = ParameterDenoiser(LATENT_DIM, channels=(4, 8, 4), time_embedding_dim=16)
+    denoiser.train()(torch.randn(8, LATENT_DIM), 3)
+    return denoiser.eval()
+
+
+def build_mlp_denoiser(zoo: torch.Tensor) -> MLPParameterDenoiser:
+    """A denoiser whose output layers are no longer zero."""
+    with seeded(0):
+        denoiser = MLPParameterDenoiser(LATENT_DIM, width=16, time_embedding_dim=16)
+        for parameter in denoiser.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return denoiser.eval()
+
+
+AUTOENCODERS: dict[str, Callable[[torch.Tensor], ModelMixin]] = {"conv": fit_conv, "linear": fit_linear}
+DENOISERS: dict[str, Callable[[torch.Tensor], ModelMixin]] = {"conv": build_conv_denoiser, "mlp": build_mlp_denoiser}
+
+
+@pytest.fixture(params=AUTOENCODERS)
+def autoencoder(request: pytest.FixtureRequest, zoo: torch.Tensor) -> ModelMixin:
+    return AUTOENCODERS[request.param](zoo)
+
+
+@pytest.fixture(params=DENOISERS)
+def denoiser(request: pytest.FixtureRequest, zoo: torch.Tensor) -> ModelMixin:
+    return DENOISERS[request.param](zoo)
+
+
+def assert_loads_exactly(model: ModelMixin, folder: str) -> ModelMixin:
+    model.save_pretrained(folder)
+    loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
+    assert info["missing_keys"] == []
+    assert info["unexpected_keys"] == []
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    return loaded
+
+
+def test_autoencoder_survives_saving(autoencoder, zoo, tmp_path):
+    loaded = assert_loads_exactly(autoencoder, tmp_path)
+
+    latents = autoencoder.encode(zoo).latents
+    assert torch.equal(loaded.encode(zoo).latents, latents)
+    assert torch.equal(loaded.decode(latents).sample, autoencoder.decode(latents).sample)
+
+
+def test_denoiser_survives_saving(denoiser, tmp_path):
+    loaded = assert_loads_exactly(denoiser, tmp_path)
+
+    sample = torch.randn(4, LATENT_DIM)
+    assert torch.equal(loaded(sample, 5).sample, denoiser(sample, 5).sample)
+
+
+@torch.no_grad()
+def test_latents_of_the_zoo_are_standardised(autoencoder, zoo):
+    latents = autoencoder.encode(zoo).latents
+
+    assert latents.shape == (COUNT, LATENT_DIM)
+    assert torch.allclose(latents.mean(0), torch.zeros(LATENT_DIM), atol=1e-4)
+    assert torch.allclose(latents.std(0), torch.ones(LATENT_DIM), atol=1e-4)
+
+
+@torch.no_grad()
+def test_decoded_vectors_have_the_length_of_the_zoo_and_its_scale(autoencoder, zoo):
+    decoded = autoencoder.decode(autoencoder.encode(zoo).latents).sample
+
+    assert decoded.shape == zoo.shape
+    assert decoded.dtype == torch.float32
+    for decoded_tensor, tensor in zip(decoded.split(SIZES, 1), zoo.split(SIZES, 1), strict=True):
+        assert float(decoded_tensor.mean()) == pytest.approx(float(tensor.mean()), rel=0.5)
+
+
+@torch.no_grad()
+def test_plain_tuples_hold_the_same_tensors(autoencoder, denoiser, zoo):
+    latents = autoencoder.encode(zoo).latents
+
+    assert torch.equal(autoencoder.encode(zoo, return_dict=False)[0], latents)
+    assert torch.equal(autoencoder.decode(latents, return_dict=False)[0], autoencoder.decode(latents).sample)
+    assert torch.equal(denoiser(latents, 1, return_dict=False)[0], denoiser(latents, 1).sample)
+
+
+@pytest.mark.parametrize("fit", AUTOENCODERS.values(), ids=AUTOENCODERS)
+@pytest.mark.parametrize(
+    "columns", [slice(0, 30), slice(30, 31), slice(5, 9)], ids=["tensor", "scalar", "coordinates"]
+)
+@torch.no_grad()
+def test_numbers_that_never_vary_are_kept_finite(zoo, fit, columns):
+    zoo[:, columns] = 0.1
+
+    autoencoder = fit(zoo)
+    latents = autoencoder.encode(zoo).latents
+
+    assert torch.isfinite(latents).all()
+    assert torch.isfinite(autoencoder.decode(latents).sample).all()
+
+
+# A denoiser may be cast; weights that are generated must not be rounded.
+@pytest.mark.parametrize("cast", ["to", "half", "bfloat16", "from_pretrained"])
+@torch.no_grad()
+def test_autoencoder_stays_float32_under_a_cast(autoencoder, zoo, cast, tmp_path):
+    expected = autoencoder.encode(zoo).latents
+
+    if cast == "to":
+        autoencoder.to(torch.bfloat16)
+        autoencoder.to("cpu", torch.float16)
+        autoencoder.to(dtype=torch.float16)
+    elif cast in ("half", "bfloat16"):
+        getattr(autoencoder, cast)()
+    else:
+        autoencoder.save_pretrained(tmp_path)
+        autoencoder = type(autoencoder).from_pretrained(tmp_path, dtype=torch.bfloat16)
+
+    floating = [tensor for tensor in autoencoder.state_dict().values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in floating} == {torch.float32}
+    assert torch.equal(autoencoder.encode(zoo).latents, expected)
+    assert autoencoder.decode(expected.to(torch.bfloat16)).sample.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_one_vector_does_not_depend_on_its_batch(autoencoder, zoo):
+    latents = autoencoder.encode(zoo).latents
+    decoded = autoencoder.decode(latents).sample
+
+    assert torch.allclose(autoencoder.encode(zoo[3:4]).latents, latents[3:4], atol=1e-5)
+    assert torch.allclose(autoencoder.decode(latents[3:4]).sample, decoded[3:4], atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_latent_does_not_depend_on_its_batch(denoiser):
+    sample = torch.randn(7, LATENT_DIM)
+
+    assert torch.allclose(denoiser(sample[3:4], 10).sample, denoiser(sample, 10).sample[3:4], atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_time_for_all_is_the_same_as_one_for_each(denoiser):
+    sample = torch.randn(3, LATENT_DIM)
+
+    for_each = denoiser(sample, torch.full((3,), 500)).sample
+
+    for time in (500, 500.0, torch.tensor(500), torch.tensor([500.0])):
+        assert torch.allclose(denoiser(sample, time).sample, for_each, atol=1e-6)
+
+
+@torch.no_grad()
+def test_times_between_two_steps_are_taken(denoiser):
+    sample = torch.randn(3, LATENT_DIM)
+    times = torch.tensor([10.25, 500.5, 999.75])
+
+    predicted = denoiser(sample, times).sample
+
+    assert torch.allclose(predicted[1:2], denoiser(sample[1:2], 500.5).sample, atol=1e-6)
+    assert not torch.allclose(predicted[1:2], denoiser(sample[1:2], 500).sample, atol=1e-6)
+
+
+@torch.no_grad()
+def test_denoiser_computes_in_the_dtype_it_is_cast_to(denoiser):
+    denoiser.to(torch.bfloat16)
+
+    predicted = denoiser(torch.randn(3, LATENT_DIM, dtype=torch.bfloat16), 10).sample
+
+    assert predicted.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_linear_autoencoder_decodes_zero_as_the_average(zoo):
+    decoded = fit_linear(zoo).decode(torch.zeros(1, LATENT_DIM)).sample
+
+    assert torch.allclose(decoded[0], zoo.mean(0), atol=1e-5)
+
+
+@torch.no_grad()
+def test_all_linear_codes_together_lose_nothing(zoo):
+    autoencoder = LinearParameterAutoencoder.from_zoo(zoo, latent_dim=COUNT - 1)
+
+    assert torch.allclose(autoencoder(zoo).sample, zoo, atol=1e-5)
+
+
+@torch.no_grad()
+def test_linear_codes_are_the_fewest_with_the_share_of_variance(zoo):
+    def explained(autoencoder: LinearParameterAutoencoder) -> float:
+        return float(autoencoder(zoo).sample.var(0).sum() / zoo.var(0).sum())
+
+    chosen = LinearParameterAutoencoder.from_zoo(zoo, explained_variance=0.8)
+    fewer = LinearParameterAutoencoder.from_zoo(zoo, latent_dim=chosen.config.latent_dim - 1)
+
+    assert explained(fewer) < 0.8 <= explained(chosen)
+
+
+@torch.no_grad()
+def test_all_of_the_variance_takes_all_directions(zoo):
+    assert LinearParameterAutoencoder.from_zoo(zoo, explained_variance=1.0).config.latent_dim == COUNT - 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 24])
+def test_identical_checkpoints_are_refused(zoo, count):
+    with pytest.raises(ValueError, match=f"All {count} parameter vectors are equal"):
+        LinearParameterAutoencoder.from_zoo(zoo[:1].repeat(count, 1))
+
+
+def test_more_codes_than_directions_are_refused(zoo):
+    with pytest.raises(ValueError, match=r"latent_dim=20 is more than the 19 directions in which 20 checkpoints"):
+        LinearParameterAutoencoder.from_zoo(zoo, latent_dim=20)
+
+
+def test_conv_training_noise_is_decided_by_the_generator(zoo):
+    autoencoder = fit_conv(zoo)
+
+    clean, noisy, again, other = (
+        autoencoder(zoo, generator=None if seed is None else torch.Generator().manual_seed(seed)).item()
+        for seed in (None, 0, 0, 1)
+    )
+
+    assert noisy == again
+    assert len({clean, noisy, other}) == 3
+
+
+def test_conv_normalisation_is_one_mean_and_deviation_per_tensor(zoo):
+    autoencoder = fit_conv(zoo)
+
+    for i, tensor in enumerate(zoo.split(SIZES, 1)):
+        mean, std = autoencoder.mean.split(SIZES)[i], autoencoder.std.split(SIZES)[i]
+        spread = tensor.std(1, correction=0).mean() if tensor.shape[1] > 1 else torch.tensor(1.0)
+        assert torch.allclose(mean, tensor.mean().expand_as(mean))
+        assert torch.allclose(std, spread.expand_as(std))
+
+
+@torch.no_grad()
+def test_conv_denoiser_sees_49_neighbouring_positions():
+    with seeded(0):
+        denoiser = ParameterDenoiser(latent_dim=101, channels=(4,) * 7).eval()
+    sample = torch.randn(1, 101, generator=torch.Generator().manual_seed(0))
+    perturbed = sample.clone()
+    perturbed[0, 50] += 10.0
+
+    changed = (denoiser(perturbed, 10).sample != denoiser(sample, 10).sample)[0].nonzero()[:, 0]
+
+    assert ParameterDenoiser(latent_dim=8).convolutions[0].kernel_size == (7,)
+    assert len(ParameterDenoiser(latent_dim=8).convolutions) == 8
+    assert (int(changed.min()), int(changed.max())) == (50 - 24, 50 + 24)
+
+
+@torch.no_grad()
+def test_mlp_denoiser_is_zero_before_training():
+    denoiser = MLPParameterDenoiser(LATENT_DIM, width=16)
+
+    predicted = denoiser(torch.randn(5, LATENT_DIM), torch.arange(5)).sample
+
+    assert torch.equal(predicted, torch.zeros(5, LATENT_DIM))
+
+
+@pytest.mark.parametrize("denoiser_type", ["mlp", "conv"])
+def test_fitted_denoiser_is_rebuilt_from_its_config(denoiser_type):
+    settings = dataclasses.replace(load_recipe("fast").denoiser, denoiser_type=denoiser_type, max_train_steps=0)
+    denoiser, _ = fit_denoiser(torch.randn(8, LATENT_DIM), settings)
+
+    rebuilt = type(denoiser).from_config(denoiser.config)
+
+    assert rebuilt.config.latent_dim == LATENT_DIM
+
+
+@torch.no_grad()
+def sampled_std(scheduler: SchedulerMixin, num_inference_steps: int) -> float:
+    """Draws with the exact denoiser of a standard Gaussian; of 40,000 numbers the estimate is good to .5 per cent."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(10_000, 4, generator=generator)
+    scheduler.set_timesteps(num_inference_steps)
+    for t in scheduler.timesteps:
+        if scheduler.config.prediction_type == "v_prediction":
+            predicted = torch.zeros_like(latents)
+        else:
+            predicted = (1 - scheduler.alphas_cumprod[t]).sqrt() * latents
+        extra = {"generator": generator} if isinstance(scheduler, DDPMScheduler) else {}
+        latents = scheduler.step(predicted, t, latents, **extra).prev_sample
+    return float(latents.std())
+
+
+@pytest.mark.parametrize(
+    ("scheduler_class", "num_inference_steps"),
+    [
+        (DDPMScheduler, 1000),
+        (DDIMScheduler, 50),
+        (DPMSolverMultistepScheduler, 20),
+        (UniPCMultistepScheduler, 20),
+    ],
+)
+def test_schedulers_keep_the_spread_of_an_exact_gaussian_denoiser(scheduler_class, num_inference_steps):
+    clipping = {"clip_sample": False} if scheduler_class in (DDPMScheduler, DDIMScheduler) else {}
+    scheduler = scheduler_class(
+        beta_schedule="squaredcos_cap_v2",
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+        **clipping,
+    )
+
+    assert 0.95 <= sampled_std(scheduler, num_inference_steps) <= 1.05
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_shipped_samplers_keep_the_spread_of_an_exact_gaussian_denoiser(recipe):
+    settings = dataclasses.replace(load_recipe(recipe).denoiser, max_train_steps=0)
+
+    _, scheduler = fit_denoiser(torch.randn(8, 4), settings)
+
+    assert type(scheduler).__name__ == settings.scheduler
+    assert scheduler.config.prediction_type == settings.prediction_type
+    assert 0.95 <= sampled_std(scheduler, settings.num_inference_steps) <= 1.05

@@ -1,0 +1,591 @@
+"""What `PDiffPipeline` promises whoever draws networks from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from pdiff_hf import (
+    Checkpoints,
+    CheckpointZoo,
+    MLPParameterDenoiser,
+    PDiffPipeline,
+    Recipe,
+    fit,
+    fit_denoiser,
+    load_recipe,
+    make_processor,
+)
+from pdiff_hf.images import Preprocessing
+
+SCHEDULERS = [
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "EulerDiscreteScheduler",
+]
+COMPONENTS = ["autoencoder", "denoiser", "target_model"]
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def parameters_of(pipe: PDiffPipeline, *seeds: int) -> torch.Tensor:
+    (parameters,) = pipe(len(seeds), generator=generators(*seeds), output_type="pt", return_dict=False)
+    return parameters
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_unchanged(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> None:
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert after[name].device == tensor.device, name
+        assert after[name].dtype == tensor.dtype, name
+        assert torch.equal(after[name], tensor), name
+
+
+@pytest.fixture
+def resnet_pipeline(tiny_resnet: PreTrainedModel, random_vectors: Callable, tiny_recipe: Recipe) -> PDiffPipeline:
+    """A pipeline for the last two BatchNorms of a network that transformers itself provides, with named labels."""
+    names = ["bee", "cat", "dog", "emu"]
+    tiny_resnet.config.id2label = dict(enumerate(names))
+    tiny_resnet.config.label2id = {name: i for i, name in enumerate(names)}
+    processor = make_processor(tiny_resnet, "last_norms")
+    parameters = random_vectors(tiny_resnet, processor, 12)
+    steps = list(range(len(parameters)))
+    unknown = [float("nan")] * len(parameters)
+    zoo = CheckpointZoo(parameters, ["run-0"] * len(steps), steps, [0] * len(steps), unknown, unknown)
+    preprocessing = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3).to_dict()
+    return fit(Checkpoints({"train": zoo}, processor, tiny_resnet, preprocessing), tiny_recipe)
+
+
+# Outputs
+
+
+def test_dict_output_holds_models_over_its_parameters(tiny_pipeline: PDiffPipeline):
+    out = tiny_pipeline(3, generator=generators(0, 1, 2))
+
+    assert out.parameters.shape == (3, tiny_pipeline.processor.parameter_dim)
+    assert out.parameters.dtype == torch.float32
+    assert out.latents is None
+    drawn = tiny_pipeline.processor.flatten(out.models[1].state_dict())
+    assert torch.equal(drawn, out.parameters[1])
+
+
+def test_tuple_output_holds_the_fields_that_are_set(tiny_pipeline: PDiffPipeline):
+    parameters, models = tiny_pipeline(2, generator=generators(0, 1), return_dict=False)
+
+    out = tiny_pipeline(2, generator=generators(0, 1))
+    assert torch.equal(parameters, out.parameters)
+    assert len(models) == len(out.models) == 2
+
+
+def test_output_types_are_views_of_the_same_samples(tiny_pipeline: PDiffPipeline):
+    by_type = {
+        output_type: tiny_pipeline(2, generator=generators(0, 1), output_type=output_type)
+        for output_type in ("model", "pt", "np", "latent")
+    }
+
+    expected = by_type["model"].parameters
+    assert torch.equal(by_type["pt"].parameters, expected)
+    assert by_type["pt"].models is None
+    assert isinstance(by_type["np"].parameters, np.ndarray)
+    assert by_type["np"].parameters.dtype == np.float32
+    assert np.array_equal(by_type["np"].parameters, expected.numpy())
+    assert by_type["latent"].parameters is None
+    assert by_type["latent"].latents.shape == (2, tiny_pipeline.denoiser.config.latent_dim)
+    decoded = tiny_pipeline.autoencoder.decode(by_type["latent"].latents).sample
+    assert torch.equal(decoded, expected)
+
+
+def test_output_without_networks_says_how_to_get_them(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    out = tiny_pipeline(1, output_type="pt")
+
+    with pytest.raises(ValueError, match="output_type='model'"):
+        out.logits(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="output_type='model'"):
+        out.save_pretrained(tmp_path / "drawn")
+
+
+def test_one_seed_draws_the_same_networks_again_and_another_seed_others(tiny_pipeline: PDiffPipeline):
+    assert torch.equal(parameters_of(tiny_pipeline, 0, 1), parameters_of(tiny_pipeline, 0, 1))
+    first, second = parameters_of(tiny_pipeline, 0, 1)
+    assert not torch.allclose(first, second)
+
+
+# Randomness
+
+
+@pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "DDPMScheduler"])
+def test_a_list_of_generators_makes_a_network_independent_of_its_batch(tiny_pipeline: PDiffPipeline, scheduler: str):
+    tiny_pipeline.scheduler = getattr(diffusers, scheduler).from_config(tiny_pipeline.scheduler.config)
+    seeds = (3, 1, 4, 15)
+
+    together = tiny_pipeline(4, generator=generators(*seeds), output_type="latent").latents
+    alone = [tiny_pipeline(1, generator=generators(seed), output_type="latent").latents for seed in seeds]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+    alone = [parameters_of(tiny_pipeline, seed) for seed in seeds]
+    torch.testing.assert_close(parameters_of(tiny_pipeline, *seeds), torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_the_noise_of_a_list_of_generators_is_bit_equal_to_single_noise(tiny_pipeline: PDiffPipeline):
+    seen: list[torch.Tensor] = []
+
+    # What the denoiser sees at the first step is the initial noise itself.
+    def watch(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(args[0].clone())
+
+    handle = tiny_pipeline.denoiser.register_forward_pre_hook(watch)
+    tiny_pipeline(3, num_inference_steps=1, generator=generators(7, 8, 9), output_type="latent")
+    for seed in (7, 8, 9):
+        tiny_pipeline(1, num_inference_steps=1, generator=generators(seed), output_type="latent")
+    handle.remove()
+
+    together, *alone = seen
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_given_latents_take_the_place_of_noise_and_are_not_written_to(tiny_pipeline: PDiffPipeline):
+    latents = torch.randn(2, tiny_pipeline.denoiser.config.latent_dim, generator=generators(0)[0])
+    before = latents.clone()
+
+    first = tiny_pipeline(2, latents=latents, output_type="pt").parameters
+    second = tiny_pipeline(2, latents=latents, output_type="pt").parameters
+
+    assert torch.equal(first, second)
+    assert torch.equal(latents, before)
+
+
+def test_temperature_zero_gives_the_decoded_origin(tiny_pipeline: PDiffPipeline):
+    parameters = tiny_pipeline(3, temperature=0, output_type="pt").parameters
+
+    origin = tiny_pipeline.autoencoder.decode(torch.zeros(3, tiny_pipeline.denoiser.config.latent_dim)).sample
+    assert torch.equal(parameters, origin)
+    average = tiny_pipeline.processor.flatten(tiny_pipeline.target_model.state_dict())
+    torch.testing.assert_close(parameters[0], average)
+
+
+def test_temperature_scales_the_final_latents(tiny_pipeline: PDiffPipeline):
+    whole = tiny_pipeline(2, generator=generators(0, 1), output_type="latent").latents
+    half = tiny_pipeline(2, generator=generators(0, 1), output_type="latent", temperature=0.5).latents
+
+    torch.testing.assert_close(half, 0.5 * whole)
+
+
+# Wrong inputs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"num_models": 0}, "num_models"),
+        ({"num_models": -1}, "num_models"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": -2}, "num_inference_steps"),
+        ({"num_models": 3, "generator": generators(0, 1)}, "2 generators were given for 3 networks"),
+        ({"num_models": 2, "latents": torch.zeros(2, 3)}, r"latents must have shape \(2, 4\)"),
+        ({"num_models": 2, "latents": torch.zeros(1, 4)}, r"latents must have shape \(2, 4\)"),
+        ({"output_type": "pil"}, "output_type must be one of .* 'pil'"),
+        ({"temperature": -0.1}, "temperature must be at least 0, but is -0.1"),
+        ({"callback_on_step_end_tensor_inputs": ["latents", "noise"]}, "asks for .*'noise'"),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_sentence(tiny_pipeline: PDiffPipeline, arguments: dict, sentence: str):
+    with pytest.raises(ValueError, match=sentence) as raised:
+        tiny_pipeline(**arguments)
+
+    text = str(raised.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+
+
+# Callbacks
+
+
+def test_the_callback_is_called_after_every_step(tiny_pipeline: PDiffPipeline):
+    calls: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def callback(pipe: PDiffPipeline, step: int, timestep: torch.Tensor, inputs: dict) -> dict:
+        calls.append((step, int(timestep), tuple(inputs["latents"].shape)))
+        return inputs
+
+    tiny_pipeline(2, num_inference_steps=5, callback_on_step_end=callback)
+
+    assert [step for step, _, _ in calls] == list(range(5))
+    assert [timestep for _, timestep, _ in calls] == tiny_pipeline.scheduler.timesteps.tolist()
+    assert {shape for _, _, shape in calls} == {(2, 4)}
+    assert tiny_pipeline.num_timesteps == 5
+
+
+def test_a_callback_can_replace_the_latents(tiny_pipeline: PDiffPipeline):
+    def callback(pipe: PDiffPipeline, step: int, timestep: torch.Tensor, inputs: dict) -> dict:
+        return {"latents": torch.full_like(inputs["latents"], 0.25)} if step == 4 else {}
+
+    latents = tiny_pipeline(2, num_inference_steps=5, output_type="latent", callback_on_step_end=callback).latents
+
+    assert torch.equal(latents, torch.full((2, 4), 0.25))
+
+
+def test_a_callback_can_interrupt(tiny_pipeline: PDiffPipeline):
+    seen: list[torch.Tensor] = []
+
+    def callback(pipe: PDiffPipeline, step: int, timestep: torch.Tensor, inputs: dict) -> dict:
+        seen.append(inputs["latents"])
+        if step == 1:
+            pipe._interrupt = True
+        return inputs
+
+    latents = tiny_pipeline(1, num_inference_steps=6, output_type="latent", callback_on_step_end=callback).latents
+
+    assert len(seen) == 2
+    assert torch.equal(latents, seen[-1])
+    assert tiny_pipeline.interrupt
+    tiny_pipeline(1, num_inference_steps=2)
+    assert not tiny_pipeline.interrupt
+
+
+# Saving and loading
+
+
+def test_a_saved_pipeline_draws_bit_equal_samples(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    tiny_pipeline.save_pretrained(tmp_path / "pipeline")
+    loaded = PDiffPipeline.from_pretrained(tmp_path / "pipeline")
+
+    assert torch.equal(parameters_of(loaded, 0, 1, 2), parameters_of(tiny_pipeline, 0, 1, 2))
+    assert loaded.config.default_num_inference_steps == tiny_pipeline.config.default_num_inference_steps
+    assert dict(loaded.config.image_processor_config) == dict(tiny_pipeline.config.image_processor_config)
+
+
+def test_model_index_names_the_classes_of_this_package(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    tiny_pipeline.save_pretrained(tmp_path)
+
+    index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))
+    assert index["_class_name"] == "PDiffPipeline"
+    assert index["autoencoder"] == ["pdiff_hf", "LinearParameterAutoencoder"]
+    assert index["denoiser"] == ["pdiff_hf", "MLPParameterDenoiser"]
+    assert index["processor"] == ["pdiff_hf", "ParameterProcessor"]
+    assert index["target_model"] == ["pdiff_hf", "MLPForImageClassification"]
+    assert index["scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]
+
+
+def test_a_target_of_transformers_is_named_as_such(resnet_pipeline: PDiffPipeline, tmp_path: Path):
+    resnet_pipeline.save_pretrained(tmp_path)
+
+    index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))
+    assert index["target_model"] == ["transformers", "ResNetForImageClassification"]
+    assert torch.equal(parameters_of(PDiffPipeline.from_pretrained(tmp_path), 0), parameters_of(resnet_pipeline, 0))
+
+
+def test_a_saved_pipeline_has_the_preprocessing_at_its_root(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    tiny_pipeline.save_pretrained(tmp_path)
+
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text(encoding="utf-8"))
+    assert saved == Preprocessing(image_size=8, mean=(0.3,), std=(0.37,)).to_dict()
+    assert Preprocessing.from_dict(saved).image_size == 8
+
+
+def test_a_variant_is_saved_beside_the_rest_and_loaded_by_its_name(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    tiny_pipeline.save_pretrained(tmp_path, variant="ema")
+
+    weights = sorted(path.name for path in tmp_path.rglob("*.safetensors"))
+    assert len(weights) == 3
+    assert all(".ema." in name for name in weights)
+    loaded = PDiffPipeline.from_pretrained(tmp_path, variant="ema")
+    assert torch.equal(parameters_of(loaded, 0, 1), parameters_of(tiny_pipeline, 0, 1))
+
+
+def test_from_pipe_shares_the_components_and_draws_the_same(tiny_pipeline: PDiffPipeline):
+    other = PDiffPipeline.from_pipe(tiny_pipeline)
+
+    assert other.denoiser is tiny_pipeline.denoiser
+    assert other.config.default_num_inference_steps == tiny_pipeline.config.default_num_inference_steps
+    assert dict(other.config.image_processor_config) == dict(tiny_pipeline.config.image_processor_config)
+    assert torch.equal(parameters_of(other, 0, 1), parameters_of(tiny_pipeline, 0, 1))
+
+
+def test_the_call_leaves_every_component_as_it_was(resnet_pipeline: PDiffPipeline, random_images: Callable):
+    before = {name: snapshot(getattr(resnet_pipeline, name)) for name in COMPONENTS}
+    layout = dict(resnet_pipeline.processor.config)
+
+    out = resnet_pipeline(3, generator=generators(0, 1, 2))
+    out.logits(random_images(resnet_pipeline.target_model, 2))
+    out.models[0](random_images(resnet_pipeline.target_model, 2))
+
+    for name, tensors in before.items():
+        assert_unchanged(getattr(resnet_pipeline, name), tensors)
+        assert not getattr(resnet_pipeline, name).training
+    assert dict(resnet_pipeline.processor.config) == layout
+
+
+# Precision
+
+
+@pytest.mark.parametrize("way", ["from_pretrained", "to"])
+def test_generated_parameters_stay_float32_in_a_bfloat16_pipeline(
+    tiny_pipeline: PDiffPipeline, random_images: Callable, tmp_path: Path, way: str
+):
+    before = snapshot(tiny_pipeline.autoencoder)
+    if way == "from_pretrained":
+        tiny_pipeline.save_pretrained(tmp_path)
+        pipe = PDiffPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    else:
+        pipe = tiny_pipeline.to(torch.bfloat16)
+
+    out = pipe(2, generator=generators(0, 1))
+
+    assert_unchanged(pipe.autoencoder, before)
+    assert pipe.denoiser.dtype == torch.bfloat16
+    assert out.parameters.dtype == torch.float32
+    assert torch.isfinite(out.parameters).all()
+    assert {p.dtype for p in out.models[0].parameters()} == {torch.bfloat16}
+    logits = out.logits(random_images(pipe.target_model, 3))
+    assert logits.dtype == torch.float32
+    assert logits.shape == (2, 3, 10)
+
+
+# Schedulers
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_can_be_swapped_in(tiny_pipeline: PDiffPipeline, scheduler: str):
+    tiny_pipeline.scheduler = getattr(diffusers, scheduler).from_config(tiny_pipeline.scheduler.config)
+
+    parameters = parameters_of(tiny_pipeline, 0, 1)
+
+    assert torch.isfinite(parameters).all()
+    assert not torch.allclose(parameters[0], parameters[1])
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_keeps_the_spread_of_an_exact_gaussian(tiny_pipeline: PDiffPipeline, scheduler: str):
+    # An untrained denoiser puts out zeros: in v-prediction the exact denoiser of a standard Gaussian.
+    tiny_pipeline.denoiser = MLPParameterDenoiser(latent_dim=4, width=8, num_blocks=1)
+    tiny_pipeline.scheduler = getattr(diffusers, scheduler).from_config(tiny_pipeline.scheduler.config)
+
+    latents = tiny_pipeline(4000, num_inference_steps=200, generator=generators(0)[0], output_type="latent").latents
+
+    assert 0.95 < latents.std().item() < 1.05
+    assert abs(latents.mean().item()) < 0.05
+
+
+class ExactGaussianDenoiser(MLPParameterDenoiser):
+    """The denoiser of a standard Gaussian in epsilon- or v-prediction, without anything learned."""
+
+    def __init__(self, latent_dim: int, scheduler: DDPMScheduler) -> None:
+        super().__init__(latent_dim, width=8, num_blocks=1)
+        self.alphas_cumprod = scheduler.alphas_cumprod
+        self.predicts_noise = scheduler.config.prediction_type == "epsilon"
+
+    def forward(self, sample, timestep, return_dict=True):
+        output = super().forward(sample, timestep)  # zeros
+        if self.predicts_noise:
+            output.sample = (1 - self.alphas_cumprod[int(timestep)]) ** 0.5 * sample
+        return output
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_the_shipped_sampler_keeps_the_spread_of_an_exact_gaussian(tiny_pipeline: PDiffPipeline, recipe: str):
+    settings = load_recipe(recipe).denoiser
+    num_inference_steps = settings.num_inference_steps
+    settings.max_train_steps, settings.denoiser_type = 1, "mlp"
+    _, scheduler = fit_denoiser(torch.randn(8, 4, generator=generators(0)[0]), settings)
+    tiny_pipeline.scheduler = scheduler
+    tiny_pipeline.denoiser = ExactGaussianDenoiser(4, scheduler)
+
+    latents = tiny_pipeline(
+        2000, num_inference_steps=num_inference_steps, generator=generators(1)[0], output_type="latent"
+    ).latents
+
+    assert 0.95 < latents.std().item() < 1.05
+
+
+@pytest.mark.parametrize("scheduler", ["DDPMScheduler", "DDIMScheduler"])
+def test_latents_are_never_clipped(tiny_pipeline: PDiffPipeline, tmp_path: Path, scheduler: str):
+    tiny_pipeline.save_pretrained(tmp_path)
+    pipe = PDiffPipeline.from_pretrained(tmp_path)
+
+    swapped = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+
+    assert swapped.config.clip_sample is False
+    assert swapped.config.timestep_spacing == "trailing"
+    assert swapped.config.prediction_type == "v_prediction"
+
+
+# Drawn networks
+
+
+def test_drawn_networks_are_a_sequence(tiny_pipeline: PDiffPipeline):
+    out = tiny_pipeline(5, generator=generators(0, 1, 2, 3, 4))
+    flatten = tiny_pipeline.processor.flatten
+
+    assert len(out.models) == 5
+    assert torch.equal(flatten(out.models[-1].state_dict()), out.parameters[4])
+    assert [len(out.models[:2]), len(out.models[1::2]), len(out.models[7:])] == [2, 2, 0]
+    assert torch.equal(flatten(out.models[1::2][1].state_dict()), out.parameters[3])
+    assert out.models[1::2].provenance[1]["seed"] == 3
+    assert len(list(out.models)) == 5
+    for index in (5, -6):
+        with pytest.raises(IndexError, match="5 drawn networks"):
+            out.models[index]
+
+
+def test_drawn_networks_are_built_when_they_are_asked_for(tiny_pipeline: PDiffPipeline):
+    out = tiny_pipeline(2, generator=generators(0, 1))
+
+    first, again = out.models[0], out.models[0]
+
+    assert first is not again
+    trunk = first.layers[0].weight
+    assert trunk.data_ptr() == again.layers[0].weight.data_ptr()  # one memory for all trunks
+    assert trunk.data_ptr() == tiny_pipeline.target_model.layers[0].weight.data_ptr()
+    assert not trunk.requires_grad
+    assert first.classifier.weight.requires_grad
+    assert first.classifier.weight.data_ptr() != again.classifier.weight.data_ptr()
+
+
+def test_an_independent_copy_shares_nothing_and_trains(resnet_pipeline: PDiffPipeline):
+    out = resnet_pipeline(2, generator=generators(0, 1))
+
+    network = out.models.build(1, share_trunk=False)
+
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    theirs = {t.data_ptr() for t in resnet_pipeline.target_model.state_dict().values()}
+    assert not theirs & {t.data_ptr() for t in network.state_dict().values()}
+    assert not network.training
+    before, drawn = snapshot(resnet_pipeline.target_model), snapshot(out.models[1])
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.zero_()
+    assert_unchanged(resnet_pipeline.target_model, before)
+    assert_unchanged(out.models[1], drawn)
+
+
+def test_joint_logits_equal_the_forward_of_each_network(
+    tiny_pipeline: PDiffPipeline, resnet_pipeline: PDiffPipeline, random_images: Callable
+):
+    for pipe in (tiny_pipeline, resnet_pipeline):
+        out = pipe(3, generator=generators(0, 1, 2))
+        images = random_images(pipe.target_model, 6)
+
+        logits = out.logits(images)
+
+        assert logits.shape == (3, 6, pipe.target_model.config.num_labels)
+        for network, expected in zip(out.models, logits, strict=True):
+            torch.testing.assert_close(network(images).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def move(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.to("meta")
+
+
+def cast(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.to(torch.bfloat16)(images.bfloat16())
+
+
+def train_mode(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.train()(images)  # BatchNorm updates its running statistics
+
+
+def optimizer_step(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    network(images).logits.square().sum().backward()
+    optimizer.step()
+
+
+def unfreeze(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.requires_grad_(True)
+
+
+@pytest.mark.parametrize("act", [move, cast, train_mode, optimizer_step, unfreeze])
+def test_what_is_done_to_one_drawn_network_is_not_done_to_another(
+    resnet_pipeline: PDiffPipeline, random_images: Callable, act: Callable
+):
+    images = random_images(resnet_pipeline.target_model, 4)
+    out = resnet_pipeline(2, generator=generators(0, 1))
+    one, other, parameters = out.models[0], out.models[1], out.parameters.clone()
+    untouched = [other, resnet_pipeline.target_model]
+    before = [snapshot(model) for model in untouched]
+    grads = [[p.requires_grad for p in model.parameters()] for model in untouched]
+    one_before = snapshot(one)
+
+    act(one, images)
+
+    for model, tensors, required in zip(untouched, before, grads, strict=True):
+        assert_unchanged(model, tensors)
+        assert not any(module.training for module in model.modules())
+        assert [p.requires_grad for p in model.parameters()] == required
+        assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(out.parameters, parameters)
+    assert_unchanged(out.models[0], one_before)
+
+
+def test_saved_networks_load_in_plain_transformers(
+    resnet_pipeline: PDiffPipeline, random_images: Callable, tmp_path: Path
+):
+    images = random_images(resnet_pipeline.target_model, 4)
+    out = resnet_pipeline(2, generator=generators(5, 6))
+
+    out.save_pretrained(tmp_path / "drawn")
+
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["00000", "00001"]
+    for i, seed in enumerate((5, 6)):
+        folder = tmp_path / "drawn" / f"{i:05d}"
+        loaded = AutoModelForImageClassification.from_pretrained(folder)
+        assert torch.equal(loaded(images).logits, out.models[i](images).logits)
+        assert loaded.config.id2label == {0: "bee", 1: "cat", 2: "dog", 3: "emu"}
+        preprocessing = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        assert preprocessing == resnet_pipeline.config.image_processor_config
+        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        assert provenance["seed"] == seed
+        assert provenance["index"] == 0
+        assert provenance["scheduler"] == "DPMSolverMultistepScheduler"
+        assert provenance["temperature"] == 1.0
+
+
+def test_provenance_of_one_generator_numbers_the_networks(tiny_pipeline: PDiffPipeline):
+    out = tiny_pipeline(3, num_inference_steps=7, generator=torch.Generator().manual_seed(11))
+
+    assert [entry["index"] for entry in out.models.provenance] == [0, 1, 2]
+    assert {entry["seed"] for entry in out.models.provenance} == {11}
+    assert {entry["num_inference_steps"] for entry in out.models.provenance} == {7}
+
+
+# More networks than fit in memory
+
+
+def test_iter_gives_all_networks_and_a_last_smaller_batch(tiny_pipeline: PDiffPipeline):
+    outputs = list(tiny_pipeline.iter(7, batch_size=3, generator=torch.Generator().manual_seed(0)))
+
+    assert [len(out.models) for out in outputs] == [3, 3, 1]
+    vectors = torch.cat([out.parameters for out in outputs])
+    assert len(vectors.unique(dim=0)) == 7
+
+
+def test_iter_with_a_list_of_generators_equals_one_call(tiny_pipeline: PDiffPipeline):
+    outputs = tiny_pipeline.iter(5, batch_size=2, generator=generators(0, 1, 2, 3, 4), output_type="pt")
+
+    vectors = torch.cat([out.parameters for out in outputs])
+
+    torch.testing.assert_close(vectors, parameters_of(tiny_pipeline, 0, 1, 2, 3, 4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_iter_refuses_a_list_of_generators_of_another_length(tiny_pipeline: PDiffPipeline, count: int):
+    with pytest.raises(ValueError, match=f"{count} generators were given for 3 networks"):
+        list(tiny_pipeline.iter(3, batch_size=2, generator=generators(*range(count))))

@@ -1,0 +1,269 @@
+"""The layout: vectors and state dicts are two spellings of the same numbers, and what does not fit says so."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import build
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetConfig,
+    ViTConfig,
+)
+
+from pdiff_hf import LayoutError, NonFiniteParametersError, ParameterProcessor, make_processor
+from pdiff_hf.loops import step_generator
+
+# Every example writes all the numbers that it reads, so one model serves them all.
+shares_the_model = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+seeds = st.integers(0, 2**32 - 1)
+scales = st.sampled_from([1e-30, 1e-3, 1.0, 1e30])
+
+
+def draw_vector(processor: ParameterProcessor, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(processor.parameter_dim, generator=step_generator(seed, 0))
+
+
+@pytest.fixture
+def processor(mlp: PreTrainedModel) -> ParameterProcessor:
+    return make_processor(mlp, "head")
+
+
+@shares_the_model
+@given(seed=seeds, scale=scales)
+def test_vector_survives_unflatten_and_flatten(target_and_processor, seed, scale):
+    model, processor = target_and_processor
+    vector = draw_vector(processor, seed, scale)
+
+    tensors = processor.unflatten(vector)
+
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        name: tuple(model.state_dict()[name].shape) for name in processor.names
+    }
+    assert torch.equal(processor.flatten(tensors), vector)
+
+
+@shares_the_model
+@given(seed=seeds, scale=scales)
+def test_vector_survives_loading_into_the_model(target_and_processor, seed, scale):
+    model, processor = target_and_processor
+    vector = draw_vector(processor, seed, scale)
+
+    processor.load_into(model, vector)
+
+    assert torch.equal(processor.flatten(model.state_dict()), vector)
+
+
+@shares_the_model
+@given(data=st.data(), seed=seeds)
+def test_any_choice_of_tensors_is_laid_out_in_the_order_of_the_state_dict(target_model, data, seed):
+    names = [name for name, _ in target_model.named_parameters()]
+    chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=6, unique=True))
+
+    processor = make_processor(target_model, chosen)
+    vector = draw_vector(processor, seed)
+    processor.load_into(target_model, vector)
+
+    assert processor.names == [name for name in target_model.state_dict() if name in chosen]
+    assert torch.equal(processor.flatten(target_model.state_dict()), vector)
+    assert torch.equal(
+        vector, torch.cat([target_model.get_parameter(name).detach().flatten() for name in processor.names])
+    )
+
+
+def test_loading_leaves_the_rest_of_the_model_alone(target_and_processor):
+    model, processor = target_and_processor
+    before = copy.deepcopy(model.state_dict())
+
+    processor.load_into(model, draw_vector(processor, 0))
+
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in processor.names)
+
+
+def test_many_vectors_are_unflattened_at_once(target_and_processor):
+    _, processor = target_and_processor
+    vectors = torch.stack([draw_vector(processor, seed) for seed in range(6)]).view(2, 3, -1)
+
+    tensors = processor.unflatten(vectors)
+
+    for name, tensor in processor.unflatten(vectors[1, 2]).items():
+        assert torch.equal(tensors[name][1, 2], tensor)
+
+
+def test_unflatten_makes_no_copy(processor):
+    vectors = torch.zeros(3, processor.parameter_dim)
+
+    tensors = processor.unflatten(vectors)
+    vectors.fill_(1.0)
+
+    assert all(bool((tensor == 1).all()) for tensor in tensors.values())
+
+
+def test_flatten_does_not_share_memory_with_a_single_tensor(mlp):
+    processor = make_processor(mlp, "classifier.weight")
+
+    vector = processor.flatten(mlp.state_dict())
+    before = vector.clone()
+    with torch.no_grad():
+        mlp.classifier.weight.add_(1.0)
+
+    assert torch.equal(vector, before)
+
+
+def test_half_precision_target_has_float32_vectors(mlp):
+    mlp.to(torch.bfloat16)
+    processor = make_processor(mlp, "head")
+    vector = draw_vector(processor, 0)
+
+    processor.load_into(mlp, vector)
+    read_back = processor.flatten(mlp.state_dict())
+
+    assert mlp.classifier.weight.dtype == torch.bfloat16
+    assert read_back.dtype == torch.float32
+    assert torch.equal(read_back, vector.to(torch.bfloat16).float())
+
+
+def test_layout_survives_saving(target_and_processor, tmp_path):
+    _, processor = target_and_processor
+
+    processor.save_pretrained(tmp_path / "repository" / "processor")
+    loaded = ParameterProcessor.from_pretrained(tmp_path / "repository", subfolder="processor")
+
+    assert (loaded.names, loaded.shapes, loaded.sizes) == (processor.names, processor.shapes, processor.sizes)
+    assert loaded.parameter_dim == processor.parameter_dim
+    assert loaded.config.dtypes == processor.config.dtypes
+    assert loaded.config.transformers_version == processor.config.transformers_version
+
+
+VIT_TINY = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
+RESNET_18 = ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("config", "parameter_dim"),
+    [(RESNET_18, 2048), (ResNetConfig(), 5120), (VIT_TINY, 768), (ConvNextConfig(), 3072)],
+    ids=["resnet-18", "resnet-50", "vit-tiny", "convnext-tiny"],
+)
+def test_last_norms_has_the_papers_size(config: PreTrainedConfig, parameter_dim: int):
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(config)
+
+    processor = make_processor(model, "last_norms")
+
+    assert processor.parameter_dim == parameter_dim
+
+
+def test_full_is_every_parameter_and_no_statistics(target_model):
+    processor = make_processor(target_model, "full")
+
+    assert processor.parameter_dim == sum(p.numel() for p in target_model.parameters())
+    assert not set(processor.names) & {name for name, _ in target_model.named_buffers()}
+
+
+@pytest.mark.parametrize("family", ["resnet", "convnet"])
+@pytest.mark.parametrize("pattern", ["*running_mean", "*running_var", "*num_batches_tracked"])
+def test_running_statistics_cannot_be_generated(family, pattern):
+    with pytest.raises(LayoutError, match="matches none"):
+        make_processor(build(family), pattern)
+
+
+def test_head_is_the_last_linear_layer(target_model):
+    processor = make_processor(target_model, "head")
+
+    assert len(processor.names) == 2
+    assert processor.shapes[0][0] == processor.sizes[1] == target_model.config.num_labels
+
+
+def test_presets_and_patterns_combine(tiny_vit):
+    processor = make_processor(tiny_vit, ["head", "*cls_token"])
+
+    assert processor.parameter_dim == make_processor(tiny_vit, "head").parameter_dim + 16
+
+
+def test_missing_norms_are_named(mlp):
+    with pytest.raises(LayoutError, match="MLPForImageClassification has 0 of the 2 normalisation layers"):
+        make_processor(mlp, "last_norms")
+
+
+def test_unknown_pattern_is_named(mlp):
+    with pytest.raises(LayoutError, match=r"'encoder\.\*' matches none .* MLPForImageClassification.*'layers"):
+        make_processor(mlp, ["classifier.*", "encoder.*"])
+
+
+def test_no_pattern_is_refused(mlp):
+    with pytest.raises(LayoutError, match="No patterns were given"):
+        make_processor(mlp, [])
+
+
+@pytest.mark.parametrize("names", [[], ["weight", "weight"], ["weight"]], ids=["none", "duplicated", "too few"])
+def test_malformed_layout_is_refused(names):
+    with pytest.raises(LayoutError, match="at least one distinct name"):
+        ParameterProcessor(names=names, shapes=[[2], [2]], dtypes=["float32", "float32"])
+
+
+@pytest.mark.parametrize("shape", [(89,), (91,), (3, 89), (90, 3), ()])
+def test_wrong_length_is_named(processor, shape):
+    with pytest.raises(LayoutError, match=r"has 90 numbers, but the one given has shape"):
+        processor.unflatten(torch.zeros(shape))
+
+
+def test_missing_name_is_named(mlp, processor):
+    state_dict = mlp.state_dict()
+    del state_dict["classifier.bias"]
+
+    with pytest.raises(LayoutError, match=r"lacks 'classifier\.bias'"):
+        processor.flatten(state_dict)
+
+
+def test_wrong_shape_is_named(mlp, processor):
+    state_dict = {**mlp.state_dict(), "classifier.weight": torch.zeros(8, 10)}
+
+    with pytest.raises(LayoutError, match=r"'classifier\.weight' is \(8, 10\) .* but \(10, 8\)"):
+        processor.flatten(state_dict)
+
+
+def test_wrong_dtype_is_named(mlp, processor):
+    state_dict = {**mlp.state_dict(), "classifier.bias": torch.zeros(10, dtype=torch.float64)}
+
+    with pytest.raises(LayoutError, match=r"'classifier\.bias' is .*torch\.float64 .*torch\.float32"):
+        processor.flatten(state_dict)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_tensor_is_named(mlp, processor, value):
+    vector = processor.flatten(mlp.state_dict())
+    vector[-2:] = value  # the last two numbers of the bias, which comes last
+    message = r"2 of the 10 values of 'classifier\.bias'"
+    before = copy.deepcopy(mlp.state_dict())
+
+    with pytest.raises(NonFiniteParametersError, match=message):
+        processor.flatten(processor.unflatten(vector))
+    with pytest.raises(NonFiniteParametersError, match=message):
+        processor.load_into(mlp, vector)
+    with pytest.raises(NonFiniteParametersError, match=r"2 of the 20 values of 'classifier\.bias'"):
+        processor.check(torch.stack([torch.zeros_like(vector), vector]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mlp.state_dict().items())
+
+
+def test_only_one_vector_is_loaded(mlp, processor):
+    with pytest.raises(LayoutError, match=r"One vector is loaded at a time.*\(2, 90\)"):
+        processor.load_into(mlp, torch.zeros(2, 90))
+
+
+def test_another_network_is_named_and_left_unchanged(convnet, processor):
+    before = copy.deepcopy(convnet.state_dict())
+
+    with pytest.raises(LayoutError, match=r"'classifier\.weight' is \(4, 8\) in this ConvNet.* \(10, 8\)"):
+        processor.load_into(convnet, torch.zeros(90))
+    with pytest.raises(LayoutError, match=r"'classifier\.weight' is absent in this Linear"):
+        processor.load_into(nn.Linear(8, 10), torch.zeros(90))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in convnet.state_dict().items())

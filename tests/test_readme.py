@@ -1,0 +1,44 @@
+"""The README's Python runs as it stands."""
+
+import re
+from pathlib import Path
+
+from pdiff_hf import CollectionSettings, collect, fit
+from pdiff_hf.collecting import load_images_of, load_target
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch):
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(snippets) == 3
+    settings = CollectionSettings(
+        image_size=16,
+        model_config='{"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}',
+        target_train_steps=2,
+        burn_in_steps=0,
+        num_checkpoints=20,
+        num_validation_checkpoints=0,
+        num_test_checkpoints=0,
+        num_branches=0,
+    )
+    images = load_images_of(settings)
+    pipe = fit(collect(images, load_target(settings, images), settings), "fast")
+    pipe.save_pretrained(tmp_path / "runs/demo/pipeline")  # in place of `make demo`
+    monkeypatch.chdir(tmp_path)
+
+    namespace: dict = {}
+    for snippet in snippets:
+        exec(compile(snippet, str(README), "exec"), namespace)
+
+    assert namespace["out"].logits(namespace["pixel_values"]).shape == (10, 4, 10)
+    assert sorted(path.name for path in Path("drawn").iterdir()) == [f"{i:05d}" for i in range(10)]
+    assert Path("zoo/data").is_dir()
+    assert Path("generator/model_index.json").is_file()
+
+
+def test_files_the_readme_links_to_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        assert (README.parent / link).exists(), link
