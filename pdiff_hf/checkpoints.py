@@ -239,6 +239,8 @@ class CheckpointRecorder:
         Raises:
             NonFiniteParametersError: If the training has diverged.
         """
+        if split not in SPLITS:
+            raise CheckpointsError(f"There is no split {split!r}; a checkpoint belongs to one of {list(SPLITS)}.")
         vector = self.processor.flatten(self.model.state_dict()).cpu()
         self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed})
 
@@ -276,8 +278,11 @@ def interleaved_splits(
     Raises:
         ValueError: If a count is not divisible by `num_blocks`, or there is nothing to learn from.
     """
-    if num_train < 1:
-        raise ValueError(f"A zoo needs at least one checkpoint to learn from, but {num_train} were asked for.")
+    if num_train < 1 or num_blocks < 1:
+        raise ValueError(
+            f"A zoo needs at least one checkpoint to learn from and one block, but {num_train} in {num_blocks} blocks "
+            "were asked for."
+        )
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     uneven = {split: count for split, count in counts.items() if count % num_blocks}
     if uneven:

@@ -119,9 +119,11 @@ def fit_denoiser(
     latent_dim = latents.shape[1]
     with seeded(settings.seed):
         if settings.denoiser_type == "mlp":
-            denoiser = MLPParameterDenoiser(latent_dim, width=settings.width, num_blocks=settings.num_blocks)
+            denoiser = MLPParameterDenoiser(
+                latent_dim=latent_dim, width=settings.width, num_blocks=settings.num_blocks
+            )
         else:
-            denoiser = ParameterDenoiser(latent_dim)
+            denoiser = ParameterDenoiser(latent_dim=latent_dim)
     noise_scheduler = DDPMScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         beta_schedule=settings.beta_schedule,

@@ -212,7 +212,10 @@ def _read_split(
     for i, image in enumerate(rows[image_column]):
         resized = image.convert(mode).resize((image_size, image_size), Image.Resampling.BILINEAR)
         pixels[i] = np.asarray(resized).reshape(image_size, image_size, channels)
-    labels = torch.tensor(list(rows[label_column]), dtype=torch.long)
+    values = list(rows[label_column])
+    if not all(isinstance(value, int) for value in values):
+        raise ImageDataError(f"The labels in {label_column!r} must be whole numbers, but are like {values[0]!r}.")
+    labels = torch.tensor(values, dtype=torch.long)
     return ImageSplit(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
 
 

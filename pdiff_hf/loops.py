@@ -27,7 +27,7 @@ class TrainingState:
     Args:
         folder: Holds `checkpoint-{step}` folders.
         checkpointing_steps: Save every so many steps, and after the last one.
-        checkpoints_total_limit: Keep at most so many.
+        checkpoints_total_limit: Keep at most so many, the last one always.
         resume_from_checkpoint: `latest`, or the path of one `checkpoint-{step}`; the other stages of a script take
             their latest. A stage without any starts afresh.
         all_processes: Whether every process runs the loop, or the main process alone.
@@ -159,6 +159,8 @@ def _resume(accelerator: Accelerator, state: TrainingState) -> int:
         if not saved:
             return 0
         folder = saved[-1]
+    elif not folder.is_dir():
+        raise FileNotFoundError(f"There is no saved state at {str(folder)!r}.")
     accelerator.load_state(str(folder))
     return _step_of(folder) or 0
 
@@ -174,7 +176,7 @@ def _save(accelerator: Accelerator, state: TrainingState, step: int) -> None:
         return
     shutil.rmtree(finished, ignore_errors=True)
     unfinished.rename(finished)
-    for old in _saved_states(state.folder)[: -state.checkpoints_total_limit]:
+    for old in _saved_states(state.folder)[: -max(1, state.checkpoints_total_limit)]:
         shutil.rmtree(old)
 
 

@@ -117,6 +117,14 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         return self if device is None else super().to(device=device, non_blocking=non_blocking)
 
+    def half(self) -> ParameterAutoencoder:
+        """Does nothing, as `to` does with a dtype."""
+        return self
+
+    def bfloat16(self) -> ParameterAutoencoder:
+        """Does nothing, as `to` does with a dtype."""
+        return self
+
     def standardize(self, parameters: torch.Tensor) -> torch.Tensor:
         """Standardises vectors `(n, D)` per tensor."""
         return (parameters.float() - self.mean) / self.std

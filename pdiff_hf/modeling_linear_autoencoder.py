@@ -74,6 +74,14 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
         device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         return self if device is None else super().to(device=device, non_blocking=non_blocking)
 
+    def half(self) -> LinearParameterAutoencoder:
+        """Does nothing, as `to` does with a dtype."""
+        return self
+
+    def bfloat16(self) -> LinearParameterAutoencoder:
+        """Does nothing, as `to` does with a dtype."""
+        return self
+
     @apply_forward_hook
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Encodes vectors `(n, D)` as standardised latents `(n, latent_dim)`."""

@@ -133,17 +133,22 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         self.check(vector)
         if vector.ndim != 1:
             raise LayoutError(f"One vector is loaded at a time, but the one given has shape {tuple(vector.shape)}.")
-        parameters = dict(model.named_parameters())
-        tensors = self.unflatten(vector)
-        for name, tensor in tensors.items():
-            if name not in parameters or parameters[name].shape != tensor.shape:
-                found = tuple(parameters[name].shape) if name in parameters else "absent"
-                raise LayoutError(
-                    f"{name!r} is {found} in this {type(model).__name__}, but {tuple(tensor.shape)} in the layout."
-                )
+        self.check_model(model)
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                parameters[name].copy_(tensor)
+            for name, tensor in self.unflatten(vector).items():
+                model.get_parameter(name).copy_(tensor)
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises a sentence unless the model has the tensors of the layout.
+
+        Raises:
+            LayoutError: If one is absent or of another shape.
+        """
+        parameters = dict(model.named_parameters())
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name not in parameters or parameters[name].shape != shape:
+                found = tuple(parameters[name].shape) if name in parameters else "absent"
+                raise LayoutError(f"{name!r} is {found} in this {type(model).__name__}, but {shape} in the layout.")
 
     def check(self, parameters: torch.Tensor) -> None:
         """Raises a sentence unless `parameters`, `(D,)` or `(n, D)`, fits the layout and is finite.

@@ -98,7 +98,10 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
         raise RecipeError(
             f"There is no recipe {str(recipe)!r}; pass one of {list(RECIPES)} or the path of a YAML file."
         )
-    sections = yaml.safe_load(text)
+    try:
+        sections = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{str(recipe)!r} is no YAML file: {error}") from error
     expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}
     if not isinstance(sections, dict) or set(sections) != set(expected):
         found = sorted(sections) if isinstance(sections, dict) else type(sections).__name__
@@ -107,12 +110,15 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
 
 
 def _settings(cls: type[Settings], values: dict[str, Any], where: str) -> Settings:
+    if not isinstance(values or {}, dict):
+        raise RecipeError(f"{where} must be a mapping of settings to values, but is {values!r}.")
+    values = values or {}
     known = sorted(f.name for f in dataclasses.fields(cls))
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise RecipeError(f"{where} holds the unknown keys {unknown}; the known ones are {known}.")
     # The parser of the command line converts and checks the values, so that a file and a flag mean the same.
-    arguments = [f"--{name}={value}" for name, value in values.items()]
+    arguments = [f"--{name}={value}" for name, value in values.items() if value is not None]
     try:
         return _RecipeParser(cls).parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
     except argparse.ArgumentError as error:

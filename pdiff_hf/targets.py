@@ -71,17 +71,16 @@ def draw_network(
     it, every tensor is copied and trainable.
     """
     processor.check(vector)
+    processor.check_model(target_model)
+    generated = processor.unflatten(vector)
     memo: dict[int, object] = {}
-    for parameter in target_model.parameters():
-        data = parameter.detach() if share_trunk else parameter.detach().clone()
-        memo[id(parameter)] = nn.Parameter(data, requires_grad=not share_trunk)
-    network = copy.deepcopy(target_model, memo)
-    for name, tensor in processor.unflatten(vector).items():
-        module_name, _, leaf = name.rpartition(".")
-        module = network.get_submodule(module_name)
-        old = getattr(module, leaf)
-        setattr(module, leaf, nn.Parameter(tensor.to(old.device, old.dtype, copy=True)))
-    return network.eval()
+    for name, parameter in target_model.named_parameters():
+        if name in generated:
+            data = generated[name].to(parameter.device, parameter.dtype, copy=True)
+        else:
+            data = parameter.detach() if share_trunk else parameter.detach().clone()
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=name in generated or not share_trunk)
+    return copy.deepcopy(target_model, memo).eval()
 
 
 class MLPConfig(PreTrainedConfig):

@@ -90,6 +90,17 @@ def test_validation_is_carved_out_of_train(tmp_path):
     assert images.num_channels == 3
 
 
+def test_splits_of_a_folder_are_drawn_by_the_seed(tmp_path):
+    write_split(tmp_path, "train", [0, 1] * 20)
+
+    first, again, other = (load_images(str(tmp_path), image_size=6, split_seed=seed) for seed in (3, 3, 4))
+
+    assert torch.equal(first.train.pixels, again.train.pixels)
+    assert torch.equal(first.validation.pixels, again.validation.pixels)
+    assert pictures(first.validation) != pictures(other.validation)
+    assert pictures(first.test) != pictures(other.test)
+
+
 def test_validation_split_is_taken_as_it_is(tmp_path):
     for split, count in (("train", 20), ("validation", 6), ("test", 4)):
         write_split(tmp_path, split, [0, 1] * (count // 2))

@@ -172,12 +172,37 @@ def test_unfinished_training_is_not_started_over_by_accident(train, state):
 
 
 @pytest.mark.parametrize("name", ["checkpoint-9", "unfinished-4", ""])
-def test_missing_state_is_named_with_those_that_are_there(train, state, name):
-    train(state, max_train_steps=2)
-    (state.folder / "unfinished-4").mkdir()
+def test_flag_of_a_missing_state_is_answered_with_those_that_are_there(train, tmp_path, name):
+    state = TrainingState(tmp_path / "output-state")
+    train(state.beside("target"))
+    (state.folder / "target" / "unfinished-4").mkdir()
+    resume = str(state.folder / "target" / name)
 
-    with pytest.raises(FileNotFoundError, match=r"There is no saved state at .*\['.*checkpoint-2'\]"):
-        train(resuming(state, state.folder / name))
+    with pytest.raises(FileNotFoundError, match=r"There is no saved state at .*\['.*target/checkpoint-6'\]"):
+        TrainingState.from_run(RunSettings(str(tmp_path / "output"), resume_from_checkpoint=resume))
+
+
+def test_missing_state_of_a_stage_is_named(train, state):
+    train(state)
+
+    with pytest.raises(FileNotFoundError, match="checkpoint-9"):
+        train(resuming(state, state.folder / "checkpoint-9"))
+
+
+def test_named_state_of_one_stage_leaves_the_others_their_latest(train, state):
+    target, trajectory = state.beside("target"), state.beside("trajectory")
+    train(target)
+    with pytest.raises(Interruption):
+        train(trajectory, interrupt_in_step=5)
+    named = target.folder / "checkpoint-2"
+
+    made_target, _ = train(resuming(target, named))
+    made_trajectory, _ = train(resuming(trajectory, named))
+    made_third, _ = train(resuming(state.beside("third"), named))
+
+    assert made_target == [2, 3, 4, 5]
+    assert made_trajectory == [4, 5]
+    assert made_third == [0, 1, 2, 3, 4, 5]
 
 
 def test_half_written_state_is_ignored(train, state):
@@ -208,12 +233,12 @@ def test_states_of_all_stages_are_cleared_and_logs_stay(train, state):
 
 
 def test_state_stands_beside_the_output():
-    run = RunSettings(output_dir="runs/pipeline/", checkpointing_steps=7, resume_from_checkpoint="latest")
+    run = RunSettings("runs/pipeline/", checkpointing_steps=7, resume_from_checkpoint="latest", mixed_precision="bf16")
 
     state = TrainingState.from_run(run)
 
     assert state.folder == Path("runs/pipeline-state")
-    assert (state.checkpointing_steps, state.resume_from_checkpoint) == (7, "latest")
+    assert (state.checkpointing_steps, state.resume_from_checkpoint, state.mixed_precision) == (7, "latest", "bf16")
     assert state.beside("target").folder == Path("runs/pipeline-state/target")
 
 
@@ -229,6 +254,13 @@ def test_folder_is_replaced_whole(tmp_path):
         "b": "new",
     }
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
+
+
+def test_folder_can_be_read_by_others(tmp_path):
+    with replace_folder(tmp_path / "folder"):
+        pass
+
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -152,6 +152,15 @@ def test_numbers_that_never_vary_are_kept_finite(zoo, fit, columns):
     assert torch.isfinite(autoencoder.decode(latents).sample).all()
 
 
+@torch.no_grad()
+def test_conv_latents_that_never_vary_are_kept_finite(zoo):
+    autoencoder = fit_conv(zoo)
+
+    autoencoder.fit_latent_statistics(zoo[:1].repeat(COUNT, 1))
+
+    assert torch.isfinite(autoencoder.encode(zoo).latents).all()
+
+
 # A denoiser may be cast; weights that are generated must not be rounded.
 @pytest.mark.parametrize("cast", ["to", "half", "bfloat16", "from_pretrained"])
 @torch.no_grad()
@@ -362,4 +371,6 @@ def test_shipped_samplers_keep_the_spread_of_an_exact_gaussian_denoiser(recipe):
 
     assert type(scheduler).__name__ == settings.scheduler
     assert scheduler.config.prediction_type == settings.prediction_type
+    assert scheduler.config.timestep_spacing == "trailing"
+    assert not scheduler.config.get("clip_sample", False)
     assert 0.95 <= sampled_std(scheduler, settings.num_inference_steps) <= 1.05
