@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, interleaved_splits
 from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
 from .inference import network_predictions
-from .loops import TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
+from .loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
 from .settings import OptimizationSettings, setting
 
 BATCHES, TRAJECTORY = 0, 1  # streams of step-seeded randomness
@@ -168,12 +168,13 @@ def collect(
         seed=settings.seed,
     )
     costs: dict[str, float] = {}
-    started = time.perf_counter()
+    costs["target_seconds"] = 0.0
     if target.max_train_steps:
-        _train(model.train(), images, settings, target, "training the target", _beside(state, "target"))
-    costs["target_seconds"] = time.perf_counter() - started
+        costs["target_seconds"] = _train(
+            model.train(), images, settings, target, "training the target", _beside(state, "target")
+        )
 
-    started = time.perf_counter()
+    costs["trajectory_seconds"] = 0.0
     model.eval()
     start = recorder.processor.flatten(model.state_dict())
     for parameter in model.parameters():
@@ -184,8 +185,9 @@ def collect(
         recorder.processor.load_into(model, start)
         run = f"branch-{branch}" if branch else "trajectory"
         trajectory.seed = settings.seed + branch
-        _train(model, images, settings, trajectory, f"recording {run}", _beside(state, run), (recorder, schedule, run))
-    costs["trajectory_seconds"] = time.perf_counter() - started
+        costs["trajectory_seconds"] += _train(
+            model, images, settings, trajectory, f"recording {run}", _beside(state, run), (recorder, schedule, run)
+        )
 
     checkpoints = recorder.checkpoints(
         preprocessing=images.preprocessing.to_dict(), collection={"settings": asdict(settings), "costs": costs}
@@ -221,16 +223,17 @@ def _train(
     description: str,
     state: TrainingState | None,
     recording: tuple[CheckpointRecorder, list[str | None], str] | None = None,
-) -> None:
+) -> float:
     """Trains what requires grad; with `recording`, keeps the steps that the schedule names, of branches the test ones.
 
-    An accelerator of its own holds what this stage saves.
+    An accelerator of its own holds what this stage saves. Returns the seconds it took.
     """
+    watch = Stopwatch()
     accelerator = Accelerator() if state is None else state.make_accelerator(optimization)
     model.to(accelerator.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, lr_scheduler = make_optimizer(trained, optimization)
-    accelerator.register_for_checkpointing(model, optimizer, lr_scheduler)
+    accelerator.register_for_checkpointing(model, optimizer, lr_scheduler, watch)
     if recording is not None:
         accelerator.register_for_checkpointing(recording[0])
     for step in training_steps(accelerator, optimization.max_train_steps, state, description):
@@ -251,6 +254,7 @@ def _train(
             split = schedule[step]
             if split == "test" or (split is not None and run == "trajectory"):
                 recorder.record(step, split, run=run, seed=optimization.seed)
+    return watch.seconds
 
 
 def _batch(

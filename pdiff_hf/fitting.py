@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from .checkpoints import Checkpoints
-from .loops import TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
+from .loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
 from .modelcards import describe_hardware
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
@@ -56,8 +56,15 @@ def fit_autoencoder(
     checkpoints: Checkpoints,
     settings: AutoencoderSettings,
     state: TrainingState | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> Autoencoder:
     """Fits the autoencoder to the train split: in closed form if it is linear, by gradient descent otherwise.
+
+    Args:
+        checkpoints: The zoo.
+        settings: Which autoencoder, and how it is trained.
+        state: Where to save the state of training, if anywhere.
+        stopwatch: Is told the seconds that a resumed training took before.
 
     Raises:
         ValueError: If the zoo cannot be fitted, see `LinearParameterAutoencoder.from_zoo`; or if a convolutional
@@ -80,7 +87,7 @@ def fit_autoencoder(
     autoencoder.fit_normalization(parameters, checkpoints.processor.sizes)
     optimizer, lr_scheduler = make_optimizer(autoencoder.parameters(), settings)
     model, optimizer = accelerator.prepare(autoencoder.train(), optimizer)
-    accelerator.register_for_checkpointing(lr_scheduler)
+    accelerator.register_for_checkpointing(lr_scheduler, stopwatch or Stopwatch())
     for step in training_steps(accelerator, settings.max_train_steps, state, "training the autoencoder"):
         rows = _rows_of_step(len(parameters), settings, step_generator(settings.seed, step, BATCH))
         noise = step_generator(settings.seed, step, NOISE + accelerator.process_index)
@@ -106,11 +113,22 @@ def fit_denoiser(
     latents: torch.Tensor,
     settings: DenoiserSettings,
     state: TrainingState | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> tuple[Denoiser, SchedulerMixin]:
     """Trains the denoiser on standardised latents `(n, latent_dim)` and returns it with the sampler to be shipped.
 
     Batches are split among the processes; noise and times are drawn for the whole batch from a generator seeded by the
     step, so that one process and several, interrupted and uninterrupted runs see the same numbers.
+
+    Args:
+        latents: What `encode_zoo` returns.
+        settings: Which denoiser, how it is trained, and the sampler.
+        state: Where to save the state of training, if anywhere.
+        stopwatch: Is told the seconds that a resumed training took before.
+
+    Raises:
+        ValueError: If diffusers has no such scheduler, or the batch cannot be divided among the processes.
+        NonFiniteParametersError: If the training diverged.
     """
     scheduler_class = getattr(diffusers, settings.scheduler, None)
     if scheduler_class is None:
@@ -136,7 +154,7 @@ def fit_denoiser(
     optimizer, lr_scheduler = make_optimizer(denoiser.parameters(), settings)
     model, optimizer = accelerator.prepare(denoiser.train(), optimizer)
     ema = EMAModel(model.parameters(), decay=settings.ema_decay, use_ema_warmup=False)
-    accelerator.register_for_checkpointing(lr_scheduler, ema)
+    accelerator.register_for_checkpointing(lr_scheduler, ema, stopwatch or Stopwatch())
     ema.to(accelerator.device)
     for step in training_steps(accelerator, settings.max_train_steps, state, "training the denoiser"):
         generator = step_generator(settings.seed, step, NOISE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,26 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """
     entropy = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy))
+
+
+class Stopwatch:
+    """Seconds that a stage has taken, those before an interruption among them, if an accelerator saves it."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns the seconds until now."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Goes on from the seconds that were saved."""
+        self.started = time.perf_counter() - state_dict["seconds"]
 
 
 @contextmanager

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -15,7 +14,7 @@ from accelerate import Accelerator
 from pdiff_hf.checkpoints import load_checkpoints
 from pdiff_hf.fitting import fit_autoencoder
 from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
-from pdiff_hf.loops import TrainingState
+from pdiff_hf.loops import Stopwatch, TrainingState
 from pdiff_hf.settings import AutoencoderSettings, RunSettings, parse_with_recipe, setting
 
 
@@ -33,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
     state = TrainingState.from_run(run)
-    started = time.perf_counter()
-    autoencoder = fit_autoencoder(load_checkpoints(run.checkpoints), settings, state)
+    stopwatch = Stopwatch()
+    autoencoder = fit_autoencoder(load_checkpoints(run.checkpoints), settings, state, stopwatch)
     if accelerator.is_main_process:
-        seconds = time.perf_counter() - started
+        seconds = stopwatch.seconds
         with replace_folder(run.output_dir) as folder:
             autoencoder.save_pretrained(folder)
             write_json(folder / "training.json", {"settings": asdict(settings), "seconds": seconds})

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from accelerate import Accelerator
 from pdiff_hf.checkpoints import load_checkpoints
 from pdiff_hf.fitting import assemble_pipeline, describe_fit, encode_zoo, fit_denoiser, load_autoencoder
 from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
-from pdiff_hf.loops import TrainingState
+from pdiff_hf.loops import Stopwatch, TrainingState
 from pdiff_hf.modelcards import write_pipeline_card
 from pdiff_hf.settings import DenoiserSettings, RunSettings, parse_with_recipe, setting
 
@@ -37,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoints = load_checkpoints(run.checkpoints)
     autoencoder, first_stage = load_autoencoder(run.autoencoder)
     state = TrainingState.from_run(run)
-    started = time.perf_counter()
+    stopwatch = Stopwatch()
     latents = encode_zoo(autoencoder, checkpoints)
-    denoiser, scheduler = fit_denoiser(latents, settings, state)
+    denoiser, scheduler = fit_denoiser(latents, settings, state, stopwatch)
     if accelerator.is_main_process:
-        seconds = time.perf_counter() - started
+        seconds = stopwatch.seconds
         pipe = assemble_pipeline(checkpoints, autoencoder, denoiser, scheduler, settings)
         metrics = describe_fit(checkpoints, first_stage, settings, seconds)
         with replace_folder(run.output_dir) as folder:
