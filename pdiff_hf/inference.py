@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from diffusers.utils import logging
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -98,7 +101,8 @@ def iter_logits(
     pixel_values = pixel_values.to(reference.device, reference.dtype)
 
     def logits_of(generated: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        return functional_call(target_model, generated, (images,)).logits
+        with PointwiseConvolutions():
+            return functional_call(target_model, generated, (images,)).logits
 
     def one_after_the_other(generated: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         each = range(len(parameters))
@@ -125,6 +129,23 @@ def iter_logits(
     batches = pixel_values.split(batch_size)
     for images in tqdm(batches, desc=f"evaluating {len(parameters)} networks", disable=not progress):
         yield evaluate(tensors, images)
+
+
+class PointwiseConvolutions(TorchFunctionMode):
+    """Computes a convolution of a 1x1 map as the matrix product it is, about three times faster on a processor.
+
+    The last stages of networks for small images have such maps: all of the kernel but its middle meets padding.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.conv2d and not kwargs and len(args) == 7:
+            images, weight, bias, _, padding, dilation, groups = args
+            middle = tuple(size // 2 for size in weight.shape[2:])
+            if images.shape[2:] == (1, 1) and padding == middle and dilation == (1, 1) and groups == 1:
+                return functional.linear(images[..., 0, 0], weight[:, :, middle[0], middle[1]], bias)[..., None, None]
+        return func(*args, **(kwargs or {}))
 
 
 def _generated_activations(model: nn.Module, processor: ParameterProcessor, one_image: torch.Tensor) -> int:
