@@ -1,0 +1,393 @@
+"""Symmetries: what is found leaves every prediction as it is, and distances modulo it are those of brute force."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import build
+from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from pdiff_hf import MLPConfig, MLPForImageClassification, ParameterProcessor, make_processor
+from pdiff_hf.loops import seeded
+from pdiff_hf.symmetries import Symmetries
+
+
+class GeluMLP(MLPForImageClassification):
+    """An MLP whose activation is neither homogeneous nor odd."""
+
+    def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden = pixel_values.flatten(1)
+        for layer in self.layers:
+            hidden = nn.functional.gelu(layer(hidden))
+        return self.classifier(hidden)
+
+
+def images_of(model: PreTrainedModel, count: int = 32) -> torch.Tensor:
+    size = getattr(model.config, "image_size", 16)
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, getattr(model.config, "num_channels", 1), size, size, generator=generator)
+
+
+def mlp_of(hidden: list[int], family: type[PreTrainedModel] = MLPForImageClassification) -> PreTrainedModel:
+    with seeded(1):
+        return family(MLPConfig(image_size=4, num_channels=1, hidden_sizes=hidden, num_labels=5)).eval()
+
+
+def vectors_of(model: PreTrainedModel, processor: ParameterProcessor, count: int, seed: int = 0) -> torch.Tensor:
+    """Unrelated vectors with entries of the size of the model's own, none of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.4 * torch.randn(count, processor.parameter_dim, generator=generator)
+
+
+def found(model: PreTrainedModel, subset: str | list[str] = "full") -> tuple[Symmetries, torch.Tensor]:
+    """The symmetries of a network, and eight vectors of unrelated networks."""
+    processor = make_processor(model, subset)
+    vectors = vectors_of(model, processor, 8)
+    return Symmetries(model, processor, vectors[0], images_of(model)), vectors
+
+
+def probabilities(model: PreTrainedModel, symmetries: Symmetries, vectors: torch.Tensor) -> torch.Tensor:
+    """Softmax predictions `(n, images, classes)` on images that were not used to find the symmetries."""
+    rows = []
+    for vector in vectors:
+        with torch.no_grad():
+            logits = functional_call(model, symmetries.processor.unflatten(vector), (images_of(model, 20),)).logits
+        rows.append(logits.softmax(-1))
+    return torch.stack(rows)
+
+
+def shifted(symmetries: Symmetries, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The same functions with something added to the weights and biases of every class."""
+    tensors = dict(symmetries.processor.unflatten(vectors.clone()))
+    for name in symmetries.shift:
+        tensors[name] = tensors[name] + torch.randn(tensors[name][:, :1].shape, generator=generator)
+    return torch.cat([tensors[name].reshape(len(vectors), -1) for name in symmetries.processor.names], dim=1)
+
+
+def rescaled(symmetries: Symmetries, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The same functions, with every hidden unit of the MLP multiplied and its readers divided by one number."""
+    tensors = {name: tensor.clone() for name, tensor in symmetries.processor.unflatten(vectors).items()}
+    for layer in symmetries.layers:
+        scale = torch.exp(torch.randn(len(vectors), layer.count, generator=generator))
+        for name in layer.incoming:
+            tensors[name] *= scale[:, :, None] if tensors[name].ndim == 3 else scale
+        tensors[layer.outgoing] /= scale[:, None]
+    return torch.cat([tensors[name].reshape(len(vectors), -1) for name in symmetries.processor.names], dim=1)
+
+
+def permuted(symmetries: Symmetries, vector: torch.Tensor, orders: list[torch.Tensor]) -> torch.Tensor:
+    """The same function `(D,)`, its hidden units in another order."""
+    tensors = dict(symmetries.processor.unflatten(vector))
+    for layer, order in zip(symmetries.layers, orders, strict=True):
+        for name in layer.incoming:
+            tensors[name] = tensors[name][order]
+        tensors[layer.outgoing] = tensors[layer.outgoing][:, order]
+    return torch.cat([tensors[name].reshape(-1) for name in symmetries.processor.names])
+
+
+def natural(vectors: torch.Tensor) -> float:
+    """The median distance of unrelated vectors."""
+    return torch.pdist(vectors).median().item()
+
+
+HIDDEN = [[6], [6, 7]]
+
+
+# What is found
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_every_hidden_layer_of_a_relu_mlp_is_found(hidden: list[int]):
+    symmetries, _ = found(mlp_of(hidden))
+
+    names = [f"layers.{i}" for i in range(len(hidden))] + ["classifier"]
+    assert [layer.count for layer in symmetries.layers] == hidden
+    assert all(layer.rescalable and layer.block == 1 for layer in symmetries.layers)
+    for layer, before, after in zip(symmetries.layers, names, names[1:], strict=False):
+        assert layer.incoming == (f"{before}.weight", f"{before}.bias")
+        assert layer.outgoing == f"{after}.weight"
+    assert symmetries.shift == ("classifier.weight", "classifier.bias")
+    assert not symmetries.trivial
+
+
+def test_units_count_only_if_all_that_enters_and_leaves_them_is_generated():
+    model = mlp_of([6, 7])
+
+    for subset, layers in (
+        ("head", []),
+        (["layers.0.*"], []),
+        (["layers.*.weight", "classifier.*"], []),  # the biases stay where they are
+        (["layers.1.*", "classifier.weight"], [7]),
+        (["layers.0.*", "classifier.*"], []),  # nothing reads the first layer's units directly
+    ):
+        symmetries, _ = found(model, subset)
+        assert [layer.count for layer in symmetries.layers] == layers, subset
+
+
+def test_the_head_alone_can_be_shifted():
+    symmetries, vectors = found(mlp_of([6]), "head")
+
+    assert symmetries.layers == []
+    assert symmetries.shift == ("classifier.weight", "classifier.bias")
+    assert not symmetries.trivial
+    canonical = symmetries.canonicalize(vectors)
+    for tensor in symmetries.processor.unflatten(canonical).values():
+        torch.testing.assert_close(tensor.mean(1), torch.zeros_like(tensor.mean(1)), atol=1e-6, rtol=0)
+
+
+def test_units_behind_a_gelu_can_be_permuted_but_not_rescaled():
+    model = mlp_of([6], GeluMLP)
+    symmetries, vectors = found(model)
+
+    (layer,) = symmetries.layers
+    assert layer.count == 6
+    assert not layer.rescalable
+    changed = symmetries.transform(vectors, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        probabilities(model, symmetries, changed), probabilities(model, symmetries, vectors), atol=1e-5, rtol=0
+    )
+
+
+def test_norms_in_the_midst_of_a_resnet_have_no_symmetry(tiny_resnet: PreTrainedModel, random_vectors: Callable):
+    processor = make_processor(tiny_resnet, "last_norms")
+    vectors = random_vectors(tiny_resnet, processor, 3)
+
+    symmetries = Symmetries(tiny_resnet, processor, vectors[0], images_of(tiny_resnet))
+
+    assert symmetries.trivial
+    assert torch.equal(symmetries.transform(vectors, torch.Generator().manual_seed(0)), vectors)
+    assert torch.equal(symmetries.canonicalize(vectors), vectors)
+    assert torch.equal(symmetries.align(vectors, vectors[1]), vectors)
+
+
+def test_channels_of_a_convnet_are_bound_by_the_statistics_of_their_batchnorm():
+    model = build("convnet")
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
+            module.running_var.copy_(0.2 + torch.rand(module.running_var.shape, generator=generator))
+
+    symmetries, _ = found(model)
+
+    assert symmetries.layers == []
+
+
+def test_finding_symmetries_leaves_vector_and_model_as_they_were():
+    model = mlp_of([6, 7])
+    processor = make_processor(model, "full")
+    vector = vectors_of(model, processor, 1)[0]
+    before = vector.clone(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    symmetries = Symmetries(model, processor, vector, images_of(model))
+    symmetries.transform(vector[None], torch.Generator().manual_seed(0))
+    symmetries.canonicalize(vector[None])
+    symmetries.distances(vector[None], vector[None])
+
+    assert torch.equal(vector, before[0])
+    assert all(torch.equal(tensor, before[1][name]) for name, tensor in model.state_dict().items())
+
+
+# Transformations
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_transformed_vectors_are_other_parameters_of_the_same_function(hidden: list[int]):
+    model = mlp_of(hidden)
+    symmetries, vectors = found(model)
+
+    changed = symmetries.transform(vectors, torch.Generator().manual_seed(0))
+
+    assert (changed - vectors).norm(dim=1).min() > 0.3 * natural(vectors)
+    torch.testing.assert_close(
+        probabilities(model, symmetries, changed), probabilities(model, symmetries, vectors), atol=1e-5, rtol=0
+    )
+    again = symmetries.transform(vectors, torch.Generator().manual_seed(0))
+    other = symmetries.transform(vectors, torch.Generator().manual_seed(1))
+    assert torch.equal(changed, again)
+    assert not torch.equal(changed, other)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_the_canonical_form_is_the_same_function(hidden: list[int]):
+    model = mlp_of(hidden)
+    symmetries, vectors = found(model)
+
+    canonical = symmetries.canonicalize(vectors)
+
+    torch.testing.assert_close(
+        probabilities(model, symmetries, canonical), probabilities(model, symmetries, vectors), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_rescaled_and_shifted_copies_have_one_canonical_form(hidden: list[int]):
+    model = mlp_of(hidden)
+    symmetries, vectors = found(model)
+    generator = torch.Generator().manual_seed(0)
+    copies = shifted(symmetries, rescaled(symmetries, vectors, generator), generator)
+    torch.testing.assert_close(  # copies they are
+        probabilities(model, symmetries, copies), probabilities(model, symmetries, vectors), atol=1e-5, rtol=0
+    )
+
+    difference = symmetries.canonicalize(copies) - symmetries.canonicalize(vectors)
+
+    assert difference.norm(dim=1).max() <= 1e-5 * natural(vectors)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_the_canonical_form_is_its_own_canonical_form(hidden: list[int]):
+    symmetries, vectors = found(mlp_of(hidden))
+    canonical = symmetries.canonicalize(vectors)
+
+    difference = symmetries.canonicalize(canonical) - canonical
+
+    assert difference.norm(dim=1).max() <= 1e-5 * natural(vectors)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_in_the_canonical_form_as_much_enters_a_unit_as_leaves_it(hidden: list[int]):
+    symmetries, vectors = found(mlp_of(hidden))
+
+    tensors = symmetries.processor.unflatten(symmetries.canonicalize(vectors))
+
+    for layer in symmetries.layers:
+        weight, bias = (tensors[name] for name in layer.incoming)
+        into = (weight.norm(dim=2) ** 2 + bias**2).sqrt()
+        torch.testing.assert_close(into, tensors[layer.outgoing].norm(dim=1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_dead_unit_stays_finite():
+    symmetries, vectors = found(mlp_of([6]))
+    tensors = {name: tensor.clone() for name, tensor in symmetries.processor.unflatten(vectors).items()}
+    tensors["layers.0.weight"][0, 2] = tensors["layers.0.bias"][0, 2] = 0
+    tensors["classifier.weight"][1, :, 3] = 0
+    dead = torch.cat([tensors[name].reshape(len(vectors), -1) for name in symmetries.processor.names], dim=1)
+
+    canonical = symmetries.canonicalize(dead)
+
+    assert canonical.isfinite().all()
+    assert symmetries.distances(canonical, canonical).isfinite().all()
+
+
+# Distances
+
+
+def test_a_transformed_copy_is_at_distance_zero():
+    symmetries, vectors = found(mlp_of([32]))
+    canonical = symmetries.canonicalize(vectors)
+    generator = torch.Generator().manual_seed(0)
+    copies = shifted(symmetries, symmetries.transform(vectors, generator), generator)
+
+    distances = symmetries.distances(symmetries.canonicalize(copies), canonical)
+
+    assert distances.diagonal().max() <= 1e-5 * natural(canonical)
+    between = distances[~torch.eye(8, dtype=torch.bool)]
+    assert between.min() > 0.1 * natural(canonical)
+
+
+def test_an_untransformed_copy_is_at_distance_zero_without_hidden_layers():
+    # Enough vectors for the matrix product with which distances are otherwise computed, and loses digits.
+    model = mlp_of([6])
+    processor = make_processor(model, "head")
+    vectors = 10 + vectors_of(model, processor, 40)
+    symmetries = Symmetries(model, processor, vectors[0], images_of(model))
+
+    distances = symmetries.distances(vectors, vectors)
+
+    assert distances.diagonal().max() <= 1e-5 * natural(vectors)
+
+
+def test_distances_of_four_hidden_units_are_those_of_brute_force():
+    symmetries, vectors = found(mlp_of([4]))
+    ours, theirs = symmetries.canonicalize(vectors).split([3, 5])
+
+    distances = symmetries.distances(ours, theirs)
+
+    for i, vector in enumerate(ours):
+        every = torch.stack(
+            [permuted(symmetries, vector, [torch.tensor(p)]) for p in itertools.permutations(range(4))]
+        )
+        expected = torch.cdist(every.double(), theirs.double()).min(0).values
+        torch.testing.assert_close(distances[i].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [[6], [3, 4]])
+def test_distances_never_exceed_the_plain_ones_and_never_undercut_brute_force(hidden: list[int]):
+    symmetries, vectors = found(mlp_of(hidden))
+    canonical = symmetries.canonicalize(vectors)
+    plain = torch.cdist(canonical.double(), canonical.double())
+
+    distances = symmetries.distances(canonical, canonical).double()
+
+    assert (distances <= plain + 1e-5 * natural(canonical)).all()
+    assert (distances < plain - 0.01).any()
+    if hidden == [3, 4]:
+        orders = itertools.product(*(itertools.permutations(range(count)) for count in hidden))
+        every = torch.stack(
+            [permuted(symmetries, canonical[0], [torch.tensor(o) for o in pair]) for pair in orders]
+        ).double()
+        assert (distances[0] >= torch.cdist(every, canonical.double()).min(0).values - 1e-5).all()
+
+
+def test_distances_of_one_hidden_layer_are_symmetric():
+    symmetries, vectors = found(mlp_of([6]))
+    canonical = symmetries.canonicalize(vectors)
+
+    distances = symmetries.distances(canonical, canonical)
+
+    torch.testing.assert_close(distances, distances.T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_only_the_columns_asked_for_are_minimised(hidden: list[int]):
+    symmetries, vectors = found(mlp_of(hidden))
+    canonical = symmetries.canonicalize(vectors)
+    everything = symmetries.distances(canonical, canonical)
+    columns = torch.tensor([[(i + 1) % 8, (i + 3) % 8] for i in range(8)])
+
+    some = symmetries.distances(canonical, canonical, columns)
+
+    chosen = torch.zeros(8, 8, dtype=torch.bool).scatter(1, columns, True)
+    torch.testing.assert_close(some[chosen], everything[chosen])
+    torch.testing.assert_close(some[~chosen], torch.cdist(canonical, canonical)[~chosen], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_aligned_copies_are_the_reference_again(hidden: list[int]):
+    symmetries, vectors = found(mlp_of(hidden))
+    canonical = symmetries.canonicalize(vectors)
+    generator = torch.Generator().manual_seed(0)
+
+    for reference in canonical:
+        copies = torch.stack(
+            [
+                permuted(symmetries, reference, [torch.randperm(n, generator=generator) for n in hidden])
+                for _ in range(3)
+            ]
+        )
+        aligned = symmetries.align(copies, reference)
+
+        assert (aligned - reference).norm(dim=1).max() <= 1e-5 * natural(canonical)
+        assert symmetries.distances(copies, reference[None]).max() <= 1e-5 * natural(canonical)
+
+
+def test_aligning_only_permutes():
+    model = mlp_of([6, 7])
+    symmetries, vectors = found(model)
+    canonical = symmetries.canonicalize(vectors)
+
+    aligned = symmetries.align(canonical, canonical[0])
+
+    assert torch.equal(aligned.sort(1).values, canonical.sort(1).values)
+    assert torch.equal(aligned[0], canonical[0])
+    plain = (canonical - canonical[0]).norm(dim=1)
+    assert ((aligned - canonical[0]).norm(dim=1) <= plain + 1e-5).all()
+    torch.testing.assert_close(
+        probabilities(model, symmetries, aligned), probabilities(model, symmetries, vectors), atol=1e-5, rtol=0
+    )
