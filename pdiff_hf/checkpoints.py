@@ -63,6 +63,14 @@ class CheckpointZoo:
     def __len__(self) -> int:
         return len(self.run)
 
+    def take(self, chosen: Sequence[bool]) -> CheckpointZoo:
+        """Returns the checkpoints for which `chosen`, one for each, is true."""
+        rows = [i for i, keep in enumerate(chosen) if keep]
+        columns = ("run", "step", "seed", "validation_accuracy", "validation_loss")
+        return CheckpointZoo(
+            self.parameters[rows], **{name: [getattr(self, name)[i] for i in rows] for name in columns}
+        )
+
 
 @dataclass
 class Checkpoints:

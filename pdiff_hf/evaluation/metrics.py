@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from scipy.optimize import nnls
 
 
 def accuracy_statistics(wrong: torch.Tensor) -> dict[str, float]:
@@ -60,6 +61,19 @@ def max_similarity(wrong: torch.Tensor, zoo_wrong: torch.Tensor, excluded: torch
     return similarity.max(1).values
 
 
+def disagreement(predicted: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Returns the share of images on which two networks predict different classes, for each pair `(n, k)` in [0, 1].
+
+    Args:
+        predicted: `(n, images)` int64 classes.
+        other: `(k, images)` int64 classes.
+    """
+    agreeing = torch.zeros(len(predicted), len(other))
+    for label in predicted.unique():
+        agreeing += (predicted == label).float() @ (other == label).float().T
+    return 1 - agreeing / predicted.shape[1]
+
+
 def mean_pairwise_disagreement(predicted: torch.Tensor) -> float | None:
     """Returns the share of images on which two networks of a set predict different classes, in [0, 1].
 
@@ -77,6 +91,49 @@ def mean_pairwise_disagreement(predicted: torch.Tensor) -> float | None:
         count = (predicted == label).sum(0).double()  # (images,)
         agreeing += count * (count - 1)
     return 1 - (agreeing.mean() / (n * (n - 1))).item()
+
+
+def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Returns kappa = (IoU - IoU_0) / (1 - IoU_0) of each pair, `(n, k)`: 0 for independent errors, 1 for the same.
+
+    IoU_0 = p q / (p + q - p q) is the similarity of independent errors at rates p and q, so that networks of different
+    accuracy can be compared.
+
+    Args:
+        wrong: `(n, images)` bool.
+        other: `(k, images)` bool.
+    """
+    p, q = wrong.double().mean(1)[:, None], other.double().mean(1)[None, :]
+    chance = p * q / (p + q - p * q).clamp(min=1e-12)
+    return (iou(wrong, other).double() - chance) / (1 - chance).clamp(min=1e-12)
+
+
+def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = False) -> torch.Tensor:
+    """Returns how much of each sample the zoo's affine (or convex) hull does not reach, `(n,)` in [0, 1].
+
+    `min_a |g - sum a_i zoo_i| / |g - mean|` with `sum a_i = 1`, and `a_i >= 0` for the convex hull. 0 says: a
+    recombination of training checkpoints, as every sample of a linear autoencoder is.
+
+    Args:
+        samples: `(n, D)`.
+        zoo: `(N, D)`.
+        convex: Ask for non-negative weights (non-negative least squares, slower).
+    """
+    mean = zoo.double().mean(0)
+    centred, targets = zoo.double() - mean, samples.double() - mean
+    norms = targets.norm(dim=1).clamp(min=1e-12)
+    if not convex:
+        _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+        directions = directions[singular > 1e-9 * singular[0]]
+        return (targets - targets @ directions.T @ directions).norm(dim=1) / norms
+    # One heavily weighted row asks the weights to sum to 1.
+    weight = 100 * centred.norm(dim=1).max().item()
+    system = torch.cat([centred.T, torch.full((1, len(zoo)), weight, dtype=torch.float64)]).numpy()
+    residuals = []
+    for target in targets:
+        solution, _ = nnls(system, torch.cat([target, torch.tensor([weight], dtype=torch.float64)]).numpy())
+        residuals.append((target - torch.from_numpy(solution) @ centred).norm())
+    return torch.stack(residuals) / norms
 
 
 def dispersion(samples: torch.Tensor, zoo: torch.Tensor) -> float:

@@ -1,0 +1,560 @@
+"""The audit's metrics, two-sample tests, ensembles, intervals and baselines against references and slow formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import minimize
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import log_loss, roc_auc_score
+
+from pdiff_hf import LinearParameterAutoencoder
+from pdiff_hf.evaluation.baselines import Baseline, swept_baselines
+from pdiff_hf.evaluation.distributions import energy_distance, energy_test, nearest_neighbour_accuracy
+from pdiff_hf.evaluation.ensembles import (
+    calibration_figures,
+    deep_ensemble_equivalent,
+    ensemble_figures,
+    ensemble_log_probabilities,
+    fit_temperature,
+)
+from pdiff_hf.evaluation.intervals import (
+    bootstrap,
+    resampled_weights,
+    resampling_units,
+    weighted_mean,
+    weighted_median,
+    weighted_pair_mean,
+    weighted_spread,
+)
+from pdiff_hf.evaluation.metrics import (
+    chance_corrected_iou,
+    disagreement,
+    dispersion,
+    hull_residuals,
+    iou,
+    mean_pairwise_disagreement,
+)
+from pdiff_hf.evaluation.novelty import (
+    TimeExclusionError,
+    copying_auc,
+    correlation_length,
+    leave_one_out,
+    nearest_ratio,
+    novel_and_performant,
+    related_pairs,
+)
+
+
+def seeded_generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=seeded_generator(seed))
+
+
+# Disagreement and overlap
+
+
+@st.composite
+def two_predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    n, k, images = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 10))
+    classes = st.integers(0, 3)
+    return draw(arrays(np.int64, (n, images), elements=classes)), draw(arrays(np.int64, (k, images), elements=classes))
+
+
+@given(two_predictions())
+def test_disagreement_is_the_share_of_images_with_another_class(predictions: tuple[np.ndarray, np.ndarray]):
+    a, b = predictions
+
+    measured = disagreement(torch.from_numpy(a), torch.from_numpy(b))
+
+    expected = torch.tensor([[(x != y).mean() for y in b] for x in a], dtype=torch.float32)
+    torch.testing.assert_close(measured, expected)
+
+
+def test_disagreement_within_a_set_has_the_mean_counted_per_image():
+    predicted = torch.randint(4, (7, 50), generator=seeded_generator())
+
+    pairs = disagreement(predicted, predicted)
+
+    assert torch.equal(pairs.diagonal(), torch.zeros(7))
+    assert (pairs.sum() / 42).item() == pytest.approx(mean_pairwise_disagreement(predicted), abs=1e-6)
+
+
+def test_corrected_overlap_is_one_for_equal_errors_and_zero_for_independent_ones():
+    uniform = torch.rand(6, 200_000, generator=seeded_generator())
+    wrong = uniform < torch.tensor([0.05, 0.1, 0.2, 0.3, 0.5, 0.8])[:, None]
+
+    corrected = chance_corrected_iou(wrong, wrong)
+
+    torch.testing.assert_close(corrected.diagonal(), torch.ones(6, dtype=torch.float64))
+    apart = corrected[~torch.eye(6, dtype=torch.bool)]
+    assert apart.abs().max() < 0.02
+    assert iou(wrong, wrong)[4, 5] > 0.4  # what chance alone does
+
+
+def test_corrected_overlap_is_its_formula():
+    wrong = torch.rand(3, 40, generator=seeded_generator()) < 0.3
+
+    corrected = chance_corrected_iou(wrong, wrong)
+
+    for i in range(3):
+        for j in range(3):
+            p, q = wrong[i].double().mean().item(), wrong[j].double().mean().item()
+            chance = p * q / (p + q - p * q)
+            overlap = (wrong[i] & wrong[j]).sum().item() / (wrong[i] | wrong[j]).sum().item()
+            assert corrected[i, j].item() == pytest.approx((overlap - chance) / (1 - chance), abs=1e-6)
+
+
+# Hulls
+
+
+def test_recombinations_lie_in_the_affine_hull_and_averages_in_the_convex_one():
+    zoo = 5 + normal(8, 20)
+    weights = normal(6, 8, seed=1)
+    affine = (weights + (1 - weights.sum(1, keepdim=True)) / 8) @ zoo
+    convex = torch.softmax(normal(6, 8, seed=2), 1) @ zoo
+
+    assert hull_residuals(affine, zoo).max() < 1e-5
+    assert hull_residuals(affine, zoo, convex=True).max() > 0.01
+    assert hull_residuals(convex, zoo).max() < 1e-5
+    assert hull_residuals(convex, zoo, convex=True).max() < 1e-3
+
+
+def test_the_convex_hull_is_within_the_affine_one_and_both_within_everything():
+    zoo, samples = normal(8, 20), 2 * normal(10, 20, seed=1)
+
+    affine, convex = hull_residuals(samples, zoo), hull_residuals(samples, zoo, convex=True)
+
+    assert (affine <= convex + 1e-9).all()
+    assert (convex <= 1 + 1e-6).all()
+    assert (affine > 0).all()
+
+
+def test_hull_residuals_are_those_of_a_direct_solution():
+    zoo, samples = normal(4, 6).double(), normal(3, 6, seed=1).double()
+    mean = zoo.mean(0)
+
+    for convex in (False, True):
+        measured = hull_residuals(samples, zoo, convex=convex)
+        for sample, residual in zip(samples, measured, strict=True):
+            solution = minimize(
+                lambda a, g=sample: float(((g - torch.from_numpy(a) @ zoo) ** 2).sum()),
+                np.full(4, 0.25),
+                jac=lambda a, g=sample: (-2 * zoo @ (g - torch.from_numpy(a) @ zoo)).numpy(),
+                bounds=[(0, None)] * 4 if convex else None,
+                constraints={"type": "eq", "fun": lambda a: a.sum() - 1, "jac": lambda a: np.ones(4)},
+                options={"ftol": 1e-14, "maxiter": 500},
+            )
+            expected = math.sqrt(solution.fun) / (sample - mean).norm().item()
+            assert residual.item() == pytest.approx(expected, rel=2e-3)
+
+
+# Novelty
+
+
+@pytest.mark.parametrize("scale", [3.0, 8.0, 20.0])
+def test_the_correlation_length_is_where_nine_tenths_of_the_way_are_done(scale: float):
+    step = torch.arange(0, 400)
+    lag = (step[:, None] - step[None, :]).abs().double()
+    similarity = 0.4 + 0.6 * torch.exp(-lag / scale)
+
+    length = correlation_length(similarity, step)
+
+    assert length == pytest.approx(1 + scale * math.log(10), abs=1.5)
+    assert correlation_length(similarity, 5 * step) == 5 * length  # in steps, not in checkpoints
+
+
+def test_without_correlation_the_length_is_the_shortest_lag():
+    step = torch.arange(0, 100, 2)
+
+    assert correlation_length(torch.full((50, 50), 0.5), step) == 2
+
+
+def test_related_are_members_of_one_run_or_neighbours_in_time():
+    run, step = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 100, 0, 100])
+
+    of_runs = related_pairs(run, step, None)
+    of_one = related_pairs(torch.zeros(4, dtype=torch.long), torch.tensor([0, 10, 20, 30]), 10)
+
+    assert torch.equal(of_runs, torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).bool())
+    assert of_one.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def test_a_trajectory_without_a_length_is_refused():
+    with pytest.raises(TimeExclusionError, match="near-copies"):
+        related_pairs(torch.zeros(5, dtype=torch.long), torch.arange(5), None)
+
+
+def test_leave_one_out_is_the_nearest_unrelated_member():
+    distances = torch.tensor([[0.0, 1.0, 5.0], [1.0, 0.0, 3.0], [5.0, 3.0, 0.0]])
+    related = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]]).bool()
+
+    assert leave_one_out(distances, related).tolist() == [5, 3, 3]
+    assert leave_one_out(distances, torch.eye(3).bool()).tolist() == [1, 1, 3]
+    assert leave_one_out(distances, related | torch.tensor([False, False, True])).tolist() == [3]
+
+
+def test_the_ratio_is_the_nearest_distance_over_the_median_of_the_zoos_own():
+    distances = torch.tensor([[4.0, 2.0], [0.0, 9.0], [6.0, 7.0]])
+
+    assert nearest_ratio(distances, torch.tensor([1.0, 4.0, 100.0])).tolist() == [0.5, 0.0, 1.5]
+
+
+def test_novel_and_performant_are_those_that_clear_both_bars():
+    ratio, accuracy = torch.tensor([0.1, 1.0, 2.0, 3.0]), torch.tensor([0.9, 0.9, 0.5, 0.8])
+
+    shares = [novel_and_performant(ratio, accuracy, bar=0.8, tau=tau) for tau in (0, 0.5, 1.0, 2.0, 4.0)]
+
+    assert shares == pytest.approx([0.75, 0.5, 0.5, 0.25, 0])
+
+
+coarse = st.integers(0, 6).map(float)  # so that there are ties
+
+
+@given(
+    arrays(np.float64, st.integers(1, 12), elements=coarse), arrays(np.float64, st.integers(1, 12), elements=coarse)
+)
+def test_the_copying_statistic_is_mann_whitneys_and_the_area_under_the_curve(ours: np.ndarray, real: np.ndarray):
+    auc = copying_auc(torch.from_numpy(ours), torch.from_numpy(real))
+
+    assert auc == pytest.approx(mannwhitneyu(ours, real).statistic / (len(ours) * len(real)))
+    labels = np.r_[np.ones(len(ours)), np.zeros(len(real))]
+    assert auc == pytest.approx(roc_auc_score(labels, np.r_[ours, real]))
+
+
+# Two samples
+
+
+def test_the_energy_distance_is_its_double_sum():
+    x, y = normal(7, 4), 1 + normal(5, 4, seed=1)
+
+    between = sum((a - b).norm().item() for a in x for b in y) / 35
+    within_x = sum((a - b).norm().item() for a in x for b in x) / 42
+    within_y = sum((a - b).norm().item() for a in y for b in y) / 20
+
+    assert energy_distance(x, y) == pytest.approx(2 * between - within_x - within_y, rel=1e-5)
+
+
+def test_the_energy_distance_is_zero_on_average_for_equal_distributions():
+    values = torch.tensor([energy_distance(normal(40, 3, seed=s), normal(40, 3, seed=1000 + s)) for s in range(200)])
+
+    assert abs(values.mean()) < 3 * values.std() / 200**0.5
+    assert energy_distance(normal(40, 3), 1 + normal(40, 3, seed=1)) > 10 * values.std()
+
+
+def test_the_energy_test_tells_different_distributions_and_no_equal_ones():
+    def p_value(seed: int, shift: float) -> float:
+        return energy_test(
+            normal(40, 5, seed=seed), shift + normal(30, 5, seed=1000 + seed), seeded_generator(seed), permutations=99
+        )
+
+    equal = torch.tensor([p_value(seed, 0.0) for seed in range(100)])
+
+    assert all(p_value(seed, 1.0) == pytest.approx(0.01) for seed in range(5))
+    assert energy_test(normal(40, 5), 2 * normal(40, 5, seed=1), seeded_generator()) < 0.005
+    assert 0.4 < equal.mean() < 0.6
+    assert (equal <= 0.1).double().mean() < 0.2
+    assert (equal > 0.5).double().mean() > 0.35
+    assert ((equal > 0) & (equal <= 1)).all()
+
+
+def test_the_energy_test_is_decided_by_its_generator():
+    x, y = normal(20, 3), normal(20, 3, seed=1)
+
+    assert energy_test(x, y, seeded_generator(1)) == energy_test(x, y, seeded_generator(1))
+
+
+def test_neighbours_are_of_either_set_if_the_distributions_are_equal():
+    equal = [nearest_neighbour_accuracy(normal(60, 3, seed=s), normal(80, 3, seed=1000 + s)) for s in range(20)]
+
+    assert sum(equal) / 20 == pytest.approx(0.5, abs=0.05)
+    assert nearest_neighbour_accuracy(normal(60, 3), 50 + normal(60, 3, seed=1)) == 1
+    assert nearest_neighbour_accuracy(normal(60, 3), normal(60, 3)) == 0  # each one's copy is nearest
+
+
+# Ensembles
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    """Of five members on 3,000 images with four classes."""
+    return 2 * normal(5, 3000, 4)
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.randint(4, (3000,), generator=seeded_generator(1))
+
+
+def test_an_ensemble_averages_probabilities(logits: torch.Tensor):
+    mean = logits.softmax(-1).mean(0)
+
+    torch.testing.assert_close(ensemble_log_probabilities(logits).exp().float(), mean)
+    torch.testing.assert_close(
+        ensemble_log_probabilities(logits[:1].expand(4, -1, -1)), ensemble_log_probabilities(logits[:1])
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_the_temperature_is_found_again(temperature: float):
+    logits = 2 * normal(20_000, 4)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=seeded_generator(1))[:, 0]
+
+    found = fit_temperature((temperature * logits).log_softmax(-1), labels)
+
+    assert found == pytest.approx(temperature, rel=0.05)
+
+
+def test_calibration_figures_are_those_of_direct_formulas(logits: torch.Tensor, labels: torch.Tensor):
+    log_probabilities = ensemble_log_probabilities(logits)
+
+    figures = calibration_figures(log_probabilities, labels)
+
+    probabilities, truth = log_probabilities.exp().numpy(), labels.numpy()
+    assert figures["accuracy"] == pytest.approx((probabilities.argmax(1) == truth).mean())
+    assert figures["nll"] == pytest.approx(log_loss(truth, probabilities))
+    brier = sum(((p - np.eye(4)[t]) ** 2).sum() for p, t in zip(probabilities, truth, strict=True)) / len(truth)
+    assert figures["brier"] == pytest.approx(brier)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    error = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert figures["ece"] == pytest.approx(error)
+
+
+def test_certain_and_right_predictions_are_calibrated():
+    labels = torch.tensor([0, 1, 2])
+    certain = torch.full((3, 3), -1e4).scatter(1, labels[:, None], 0.0).double()
+
+    assert calibration_figures(certain, labels) == pytest.approx({"accuracy": 1, "nll": 0, "brier": 0, "ece": 0})
+
+
+def test_ensembles_of_one_member_again_and_again_are_that_member(logits: torch.Tensor, labels: torch.Tensor):
+    copies = logits[:1].expand(5, -1, -1)
+
+    figures = ensemble_figures(copies, labels, copies, labels)
+
+    assert list(figures) == ["1", "2", "4"]
+    assert figures["2"] == pytest.approx(figures["1"], abs=1e-6)
+    assert figures["4"] == pytest.approx(figures["1"], abs=1e-6)
+
+
+def test_the_temperature_of_an_ensemble_is_chosen_on_validation_images():
+    test = 2 * normal(2, 20_000, 4)
+    labels = torch.multinomial(test[0].softmax(-1), 1, generator=seeded_generator(1))[:, 0]
+
+    figures = ensemble_figures(3 * test[:1], labels, test[:1], labels)["1"]
+
+    assert figures["temperature"] == pytest.approx(3, rel=0.05)
+    scaled = (test[0].double().log_softmax(-1) / figures["temperature"]).log_softmax(-1)
+    assert figures["nll"] == pytest.approx(torch.nn.functional.nll_loss(scaled, labels).item())
+
+
+def test_the_equivalent_of_a_deep_ensemble_is_interpolated_and_cut():
+    def of(**nll: float) -> dict[str, dict[str, float]]:
+        return {size.removeprefix("k"): {"nll": value} for size, value in nll.items()}
+
+    real = of(k1=1.0, k2=0.8, k4=0.7)
+
+    equivalent = deep_ensemble_equivalent(of(k1=1.5, k2=0.9, k4=0.725, k8=0.1), real)
+
+    assert equivalent == pytest.approx({"1": 1.0, "2": 1.5, "4": 3.5, "8": 4.0})
+    assert deep_ensemble_equivalent(real, real) == pytest.approx({"1": 1.0, "2": 2.0, "4": 4.0})
+    assert deep_ensemble_equivalent(of(k1=0.5), of(k1=1.0)) == {"1": 1.0}
+
+
+# Intervals
+
+
+def test_the_interval_of_a_mean_of_independent_rows_is_the_normal_one():
+    values = normal(200)
+
+    interval = bootstrap(lambda w: weighted_mean(values, w), torch.arange(200))
+
+    half = 1.96 * values.std().item() / 200**0.5
+    assert interval.value == pytest.approx(values.mean().item(), abs=1e-6)
+    assert interval.low == pytest.approx(interval.value - half, abs=0.25 * half)
+    assert interval.high == pytest.approx(interval.value + half, abs=0.25 * half)
+    assert interval.to_dict() == {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def test_intervals_of_correlated_rows_are_wider_if_their_runs_are_resampled():
+    values = (normal(20)[:, None] + 0.1 * normal(20, 10, seed=1)).flatten()
+    runs = torch.arange(20).repeat_interleave(10)
+
+    rows = bootstrap(lambda w: weighted_mean(values, w), torch.arange(200))
+    whole = bootstrap(lambda w: weighted_mean(values, w), runs)
+
+    assert whole.value == rows.value
+    assert whole.high - whole.low > 2 * (rows.high - rows.low)
+
+
+def test_an_interval_is_decided_by_its_seed_and_takes_several_sets():
+    x, y = normal(50), 3 + normal(80, seed=1)
+
+    def difference(w: torch.Tensor, v: torch.Tensor) -> float:
+        return weighted_mean(y, v) - weighted_mean(x, w)
+
+    units = torch.arange(50), torch.arange(80)
+    interval = bootstrap(difference, *units)
+
+    assert interval == bootstrap(difference, *units)
+    assert interval != bootstrap(difference, *units, seed=1)
+    half = 1.96 * (x.var() / 50 + y.var() / 80).sqrt().item()
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.25)
+
+
+def test_whole_units_are_drawn():
+    units = torch.tensor([0, 0, 1, 2, 2, 2])
+
+    first, *drawn = resampled_weights(units, seeded_generator())
+
+    assert torch.equal(first, torch.ones(6, dtype=torch.float64))
+    for weights in drawn:
+        assert weights[0] == weights[1]
+        assert weights[3] == weights[4] == weights[5]
+        assert weights[0] + weights[2] + weights[3] == 3
+
+
+@given(st.lists(st.integers(0, 3), min_size=6, max_size=6).filter(lambda weights: sum(w > 0 for w in weights) > 1))
+def test_weights_count_rows_as_often_as_repeating_them(weights: list[int]):
+    values, vectors = normal(6), normal(6, 3, seed=1)
+    matrix = torch.cdist(vectors, vectors)
+    counts = torch.tensor(weights)
+    rows = torch.arange(6).repeat_interleave(counts)
+    weight = counts.double()
+
+    assert weighted_mean(values, weight) == pytest.approx(values[rows].mean().item(), abs=1e-6)
+    assert weighted_median(values, weight) == pytest.approx(values[rows].median().item())
+    distinct = [matrix[i, j].item() for i in rows for j in rows if i != j]
+    assert weighted_pair_mean(matrix, weight) == pytest.approx(sum(distinct) / len(distinct), rel=1e-5)
+    spread = vectors[rows].double().var(0).sum().sqrt().item()
+    assert weighted_spread(vectors, weight) == pytest.approx(spread, rel=1e-6)
+
+
+def test_resampled_are_runs_or_blocks_of_one_trajectory():
+    step = torch.tensor([100, 101, 104, 105, 109, 110, 300])
+
+    of_runs = resampling_units(torch.tensor([7, 7, 3, 3, 9, 9, 9]), step, 5)
+    of_one = resampling_units(torch.zeros(7, dtype=torch.long), step, 5)
+
+    assert of_runs.tolist() == [1, 1, 0, 0, 2, 2, 2]
+    assert of_one.tolist() == [0, 0, 0, 1, 1, 2, 3]
+    assert resampling_units(torch.arange(4), torch.arange(4), None).tolist() == [0, 1, 2, 3]
+
+
+# Baselines
+
+
+SIZES = [6, 4, 2]
+
+
+def correlated_zoo() -> torch.Tensor:
+    return 3 + normal(80, 12) @ normal(12, 12, seed=1)
+
+
+def all_baselines(zoo: torch.Tensor) -> list[Baseline]:
+    return swept_baselines(zoo, SIZES, LinearParameterAutoencoder.from_zoo(zoo, explained_variance=1.0))
+
+
+BASELINES = [baseline.name for baseline in all_baselines(correlated_zoo())]
+
+
+def baseline_of(zoo: torch.Tensor, name: str) -> Baseline:
+    (baseline,) = [candidate for candidate in all_baselines(zoo) if candidate.name == name]
+    return baseline
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_draws_vectors_as_its_generator_decides_and_leaves_the_zoo(name: str):
+    zoo = correlated_zoo()
+    before = zoo.clone()
+    baseline = baseline_of(zoo, name)
+
+    first, again, other = (baseline.sample(zoo, 9, seeded_generator(seed)) for seed in (0, 0, 1))
+
+    assert first.shape == ((1, 12) if name == "average" else (9, 12))
+    assert first.dtype == torch.float32
+    assert not first.requires_grad
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) == (name == "average")
+    first.zero_()
+    assert torch.equal(zoo, before)
+
+
+def test_every_baseline_has_a_name_of_its_own_and_no_more_settings_than_a_generator():
+    assert len(set(BASELINES)) == len(BASELINES)
+    families = [name.split("@")[0] for name in BASELINES]
+    assert max(families.count(family) for family in families) <= 6
+    small = [baseline.name for baseline in all_baselines(correlated_zoo()[:10])]
+    assert "averages@16" not in small  # there are not so many members
+    assert "averages@4" in small
+
+
+@pytest.mark.parametrize(
+    ("name", "spread"),
+    [
+        ("retrieval", 1),
+        ("reconstructions", 1),
+        ("shrink@0.3", 0.3),
+        ("shrink@0.85", 0.85),
+        ("interpolation@0.5", 0.5**0.5),
+        ("interpolation@0.1", (0.9**2 + 0.1**2) ** 0.5),
+        ("gaussian_diagonal@0.7", 0.7),
+        ("gaussian_full@0.5", 0.5),
+        ("gaussian_full@1.15", 1.15),
+        ("gaussian_codes@0.7", 0.7),
+        ("smoothed_bootstrap@0.5", (1 + 0.5**2) ** 0.5),
+        ("kde_codes@0.25", 1),
+        ("kde_codes@1", 1),
+        ("averages@4", (1 / 4 * (1 - 3 / 79)) ** 0.5),  # without replacement
+    ],
+)
+def test_a_baseline_spreads_as_its_knob_says(name: str, spread: float):
+    zoo = correlated_zoo()
+
+    samples = baseline_of(zoo, name).sample(zoo, 20_000, seeded_generator())
+
+    assert dispersion(samples, zoo) == pytest.approx(spread, rel=0.03)
+    tolerance = 0.05 * zoo.std(0).mean().item()
+    torch.testing.assert_close(samples.mean(0), zoo.mean(0), atol=tolerance, rtol=0)
+
+
+def test_retrieved_and_reconstructed_vectors_are_zoo_members():
+    zoo = correlated_zoo()
+
+    for name, tolerance in (("retrieval", 0), ("reconstructions", 1e-3)):
+        samples = baseline_of(zoo, name).sample(zoo, 50, seeded_generator())
+        nearest = (samples[:, None] - zoo[None]).norm(dim=2).min(1).values
+        assert nearest.max() <= tolerance
+
+
+def test_noise_is_a_share_of_each_tensors_own_spread():
+    zoo = correlated_zoo() * torch.tensor([100.0] * 6 + [1.0] * 4 + [0.01] * 2)
+
+    samples = baseline_of(zoo, "noise@0.05").sample(zoo, 5000, seeded_generator())
+
+    members = baseline_of(zoo, "retrieval").sample(zoo, 5000, seeded_generator())
+    for noise, tensor in zip((samples - members).split(SIZES, 1), members.split(SIZES, 1), strict=True):
+        share = noise.norm(dim=1) / (tensor.std(1, correction=0) * tensor.shape[1] ** 0.5)
+        assert share.pow(2).mean().sqrt().item() == pytest.approx(0.05, rel=0.05)
+
+
+def test_shrunken_members_lie_between_them_and_their_average():
+    zoo = correlated_zoo()
+
+    samples = baseline_of(zoo, "shrink@0.3").sample(zoo, 10, seeded_generator())
+
+    members = baseline_of(zoo, "retrieval").sample(zoo, 10, seeded_generator())
+    torch.testing.assert_close(samples, zoo.mean(0) + 0.3 * (members - zoo.mean(0)))
