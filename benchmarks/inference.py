@@ -6,12 +6,14 @@ python benchmarks/inference.py
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from pdiff_hf import draw_network, make_processor, network_predictions
+from pdiff_hf.evaluation import iou
 from pdiff_hf.modelcards import describe_hardware
 
 
@@ -20,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num_models", type=int, default=200)
     parser.add_argument("--num_images", type=int, default=1000)
+    parser.add_argument("--num_one_by_one", type=int, default=None, help="Do only so many one at a time.")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
@@ -37,18 +40,25 @@ def main() -> None:
     together, _ = network_predictions(model, processor, parameters, images, labels)
     fast = time.perf_counter() - started
 
+    part = parameters[: arguments.num_one_by_one]
     started = time.perf_counter()
     with torch.no_grad():
         each = [
             torch.cat([draw_network(model, processor, vector)(batch).logits.argmax(-1) for batch in images.split(256)])
-            for vector in parameters
+            for vector in part
         ]
-    slow = time.perf_counter() - started
+    slow = (time.perf_counter() - started) * len(parameters) / len(part)
 
-    different = int((torch.stack(each) != together).sum())
+    different = int((torch.stack(each) != together[: len(part)]).sum())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"on {describe_hardware()}: {arguments.num_models} networks, {arguments.num_images} images")
-    print(f"together {fast:.1f} s, one after another {slow:.1f} s: {slow / fast:.1f} times faster")
-    print(f"different predictions: {different} of {together.numel()}")
+    print(f"together {fast:.1f} s, one at a time {slow:.1f} s: {slow / fast:.1f} times faster; peak {memory:.1f} GiB")
+    print(f"different predictions: {different} of {len(part) * arguments.num_images}")
+
+    wrong = torch.rand(arguments.num_models, 10_000) < 0.2
+    started = time.perf_counter()
+    iou(wrong, wrong)
+    print(f"similarity of all pairs on 10,000 images: {time.perf_counter() - started:.2f} s")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/demo}
 launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+launch+=" --num_cpu_threads_per_process $(getconf _NPROCESSORS_ONLN)"
 export HF_HUB_OFFLINE=1 # nothing is downloaded
 started=$SECONDS
 rm -rf "$out"

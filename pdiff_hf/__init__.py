@@ -6,6 +6,7 @@ from . import _registration  # noqa: F401  (before any component: their names ar
 
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
+from .evaluation import Audit, audit
 from .fitting import fit, fit_autoencoder, fit_denoiser
 from .images import ImageData, load_images
 from .inference import network_logits, network_predictions
@@ -29,6 +30,7 @@ from .targets import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "CheckpointRecorder",
     "CheckpointZoo",
     "Checkpoints",
@@ -49,6 +51,7 @@ __all__ = [
     "ParameterDenoiser",
     "ParameterProcessor",
     "Recipe",
+    "audit",
     "collect",
     "draw_network",
     "fit",

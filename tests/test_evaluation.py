@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import build
+from diffusers.models.autoencoders.vae import DecoderOutput
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
+from transformers import PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
@@ -27,6 +30,7 @@ from pdiff_hf import (
     PDiffPipeline,
     Recipe,
     load_images,
+    network_predictions,
 )
 from pdiff_hf.evaluation import (
     Evaluation,
@@ -44,11 +48,15 @@ from pdiff_hf.evaluation import (
     mean_pairwise_iou,
     metrics_table,
     summarize,
+    swept_baselines,
     write_report,
 )
+from pdiff_hf.evaluation.evaluator import TEMPERATURES
 from pdiff_hf.evaluation.plots import PICTURES
+from pdiff_hf.evaluation.report import MEANINGS, baselines_table
 from pdiff_hf.fitting import describe_fit
 from pdiff_hf.folders import write_json
+from pdiff_hf.loops import seeded
 from pdiff_hf.modelcards import add_report, write_checkpoints_card, write_pipeline_card
 
 SETS = [
@@ -59,6 +67,7 @@ SETS = [
     "gaussian_diagonal",
     "gaussian_full",
     "gaussian_codes",
+    "noise",
     "generated",
 ]
 
@@ -317,9 +326,34 @@ def digits() -> ImageData:
     return load_images("digits", image_size=8)
 
 
+@pytest.fixture(scope="module")
+def trained(digits: ImageData) -> dict[str, torch.Tensor]:
+    """Weights of the small MLP that classify most digits."""
+    network = build("mlp")
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    pixel_values = digits.preprocessing(digits.train.pixels)
+    with seeded(0):
+        for _ in range(150):
+            optimizer.zero_grad()
+            network(pixel_values, digits.train.labels).loss.backward()
+            optimizer.step()
+    return network.state_dict()
+
+
+@pytest.fixture
+def mlp(trained: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """Stands in for the untrained one of the same name: a zoo that performs no better than chance is no zoo."""
+    network = build("mlp")
+    network.load_state_dict(trained)
+    return network
+
+
+measure = partial(evaluate, num_baseline_models=6)
+
+
 @pytest.fixture
 def evaluation(tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits: ImageData) -> Evaluation:
-    return evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=6)
+    return measure(tiny_pipeline, tiny_checkpoints, digits, num_models=6)
 
 
 @pytest.fixture
@@ -342,16 +376,20 @@ def test_every_set_is_measured_on_both_splits(evaluation: Evaluation):
     counts = {"zoo": 24, "heldout": 8, "average": 1}
 
     assert set(evaluation.sets) == set(SETS)
-    assert evaluation.parameters.keys() == evaluation.sets.keys()
+    assert evaluation.judged.keys() == evaluation.sets.keys()
     for name, figures in evaluation.sets.items():
         for split in ("validation", "test"):
             measured = figures[split]
-            assert measured["n"] == counts.get(name, 6) == len(evaluation.parameters[name])
+            assert measured["n"] == counts.get(name, 6) == len(evaluation.judged[name].parameters)
             assert set(measured["accuracy"]) == {"mean", "std", "min", "max"}
             assert 0 <= measured["accuracy"]["min"] <= measured["accuracy"]["mean"] <= measured["accuracy"]["max"] <= 1
             assert 0 <= measured["max_similarity"] <= 1
             assert (measured["iou"] is None) == (name == "average")
-        assert len(evaluation.accuracy[name]) == len(evaluation.max_similarity[name]) == counts.get(name, 6)
+        assert (
+            len(evaluation.judged[name].accuracy["test"])
+            == len(evaluation.max_similarity[name])
+            == counts.get(name, 6)
+        )
 
 
 def test_test_figures_are_those_of_plain_forward_passes(
@@ -361,13 +399,15 @@ def test_test_figures_are_those_of_plain_forward_passes(
     network = copy.deepcopy(tiny_pipeline.target_model)
 
     accuracy = []
-    for vector in evaluation.parameters["generated"]:
+    for vector in evaluation.judged["generated"].parameters:
         tiny_pipeline.processor.load_into(network, vector)
         with torch.no_grad():
             predicted = network(pixel_values).logits.argmax(1)
         accuracy.append((predicted == digits.test.labels).double().mean().item())
 
-    assert evaluation.accuracy["generated"].tolist() == pytest.approx(accuracy, abs=2.5 / len(digits.test))
+    assert evaluation.judged["generated"].accuracy["test"].tolist() == pytest.approx(
+        accuracy, abs=2.5 / len(digits.test)
+    )
     mean = evaluation.sets["generated"]["test"]["accuracy"]["mean"]
     assert mean == pytest.approx(sum(accuracy) / len(accuracy), abs=2.5 / len(digits.test))
 
@@ -384,7 +424,7 @@ def test_the_evaluation_leaves_zoo_and_pipeline_as_they_were(
     vectors = {name: zoo.parameters.clone() for name, zoo in tiny_checkpoints.splits.items()}
     target = {name: tensor.clone() for name, tensor in tiny_pipeline.target_model.state_dict().items()}
 
-    evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=3)
+    measure(tiny_pipeline, tiny_checkpoints, digits, num_models=3)
 
     for name, zoo in tiny_checkpoints.splits.items():
         assert torch.equal(zoo.parameters, vectors[name])
@@ -395,12 +435,12 @@ def test_the_evaluation_leaves_zoo_and_pipeline_as_they_were(
 def test_one_seed_measures_the_same_and_another_seed_other_samples(
     tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits: ImageData
 ):
-    first, again, other = (evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=3, seed=s) for s in (0, 0, 1))
+    first, again, other = (measure(tiny_pipeline, tiny_checkpoints, digits, num_models=3, seed=s) for s in (0, 0, 1))
 
     assert first.sets == again.sets
-    assert torch.equal(first.parameters["zoo"], other.parameters["zoo"])
+    assert torch.equal(first.judged["zoo"].parameters, other.judged["zoo"].parameters)
     for name in ("generated", "averages_16", "gaussian_diagonal", "gaussian_full", "gaussian_codes"):
-        assert not torch.equal(first.parameters[name], other.parameters[name]), name
+        assert not torch.equal(first.judged[name].parameters, other.judged[name].parameters), name
 
 
 def test_heldout_checkpoints_of_other_runs_are_a_set_of_their_own(
@@ -409,11 +449,11 @@ def test_heldout_checkpoints_of_other_runs_are_a_set_of_their_own(
     test = tiny_checkpoints.splits["test"]
     test.run = ["run-0", "run-1", "branch-1"] * 2 + ["run-0", "branch-1"]
 
-    sets = evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=3)
+    sets = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=3)
 
     own = torch.tensor([0, 1, 3, 4, 6])
-    assert torch.equal(sets.parameters["heldout"], test.parameters[own])
-    assert torch.equal(sets.parameters["heldout_branch"], test.parameters[[2, 5, 7]])
+    assert torch.equal(sets.judged["heldout"].parameters, test.parameters[own])
+    assert torch.equal(sets.judged["heldout_branch"].parameters, test.parameters[[2, 5, 7]])
     assert list(sets.sets)[:3] == ["zoo", "heldout", "heldout_branch"]
 
 
@@ -422,7 +462,7 @@ def test_heldout_checkpoints_of_other_runs_alone_are_the_heldout_set(
 ):
     tiny_checkpoints.splits["test"].run = ["run-2"] * 8
 
-    sets = evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=3).sets
+    sets = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=3).sets
 
     assert sets["heldout"]["test"]["n"] == 8
     assert "heldout_branch" not in sets
@@ -434,7 +474,7 @@ def test_without_heldout_checkpoints_there_is_no_functional_dispersion(
     empty = torch.zeros(0, tiny_pipeline.processor.parameter_dim)
     tiny_checkpoints.splits["test"] = CheckpointZoo(empty, [], [], [], [], [])
 
-    evaluation = evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=3)
+    evaluation = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=3)
     metrics = write_report(tmp_path / "report", evaluation, fitted, tiny_pipeline.processor)
 
     assert "heldout" not in metrics["sets"]
@@ -448,11 +488,11 @@ def test_neighbours_in_time_do_not_count_as_the_nearest_zoo_member(
     zoo = tiny_checkpoints.zoo
     zoo.parameters[1] = zoo.parameters[0]  # an exact copy
     zoo.run, zoo.step = ["run-0"] * 24, [100 * row for row in range(24)]
-    far = evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=2).max_similarity["zoo"]
+    far = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=2).max_similarity["zoo"]
     zoo.step[1] = 20
-    near = evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=2).max_similarity["zoo"]
+    near = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=2).max_similarity["zoo"]
     zoo.run[1] = "run-1"
-    other_run = evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=2).max_similarity["zoo"]
+    other_run = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=2).max_similarity["zoo"]
 
     assert far[:2].tolist() == other_run[:2].tolist() == [1, 1]
     assert near[0] < 1
@@ -465,44 +505,134 @@ def test_checkpoints_of_another_layout_are_refused(
     tiny_checkpoints.zoo.parameters = torch.randn(24, 91)
 
     with pytest.raises(ValueError, match="90 numbers"):
-        evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=2)
+        measure(tiny_pipeline, tiny_checkpoints, digits, num_models=2)
+
+
+def metrics_of(evaluation: Evaluation) -> dict:
+    """What a report says of an evaluation, as in `metrics.json`."""
+    return {
+        "sets": evaluation.sets,
+        "baselines": evaluation.answer.curve,
+        "verdict": {
+            "word": evaluation.answer.verdict,
+            "reason": evaluation.answer.reason,
+            "axes": evaluation.answer.axes,
+        },
+    }
 
 
 def test_a_generator_that_collapses_to_the_mean_is_called_an_averager(
     tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits: ImageData
 ):
-    collapsed = evaluate(tiny_pipeline, tiny_checkpoints, digits, num_models=6, temperature=0.0)
+    collapsed = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=6, temperature=0.0)
 
     assert collapsed.sets["generated"]["dispersion"]["R"] == pytest.approx(0.0, abs=1e-6)
     assert collapsed.sets["generated"]["dispersion"]["F"] == 0.0
-    assert "averager" in summarize({"sets": collapsed.sets})
+    assert collapsed.answer.verdict == "averager"
+    assert "**averager**" in summarize(metrics_of(collapsed))
 
 
-@pytest.mark.parametrize(
-    ("r", "f", "words"),
-    [
-        (1.0, 1.0, "keeps the zoo's diversity"),
-        (1.0, 0.5, "averager"),  # noise that changes no prediction
-        (0.5, 1.0, "averager"),
-        (1.5, 1.0, "spreads more than the zoo"),
-        (1.0, None, "keeps the zoo's diversity"),
-        (0.79, None, "averager"),
-    ],
-)
-def test_the_summary_judges_by_both_dispersions(evaluation: Evaluation, r: float, f: float | None, words: str):
-    sets = copy.deepcopy(evaluation.sets)
-    sets["generated"]["dispersion"] = {"R": r, "F": f}
+def test_a_generator_of_zoo_members_is_called_a_copier(
+    tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    members = tiny_checkpoints.zoo.parameters
 
-    assert words in summarize({"sets": sets})
+    def decode(latents: torch.Tensor) -> DecoderOutput:
+        return DecoderOutput(sample=members[: len(latents)].clone())
+
+    monkeypatch.setattr(tiny_pipeline.autoencoder, "decode", decode)
+    copier = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=12)
+
+    assert copier.answer.verdict == "copier"
+    assert "**copier**" in summarize(metrics_of(copier))
+    assert copier.answer.axes["novel"]["weights"]["r"]["value"] == pytest.approx(0, abs=1e-5)
 
 
-def test_the_summary_says_when_a_gaussian_does_as_well(evaluation: Evaluation):
-    sets = copy.deepcopy(evaluation.sets)
-    sets["gaussian_codes"] = copy.deepcopy(sets["generated"])
-    assert "adds nothing" in summarize({"sets": sets})
+@pytest.mark.parametrize("word", MEANINGS)
+def test_the_summary_states_and_explains_the_word_of_the_audit(evaluation: Evaluation, word: str):
+    metrics = metrics_of(evaluation)
+    metrics["verdict"]["word"] = word
 
-    sets["gaussian_codes"]["test"]["accuracy"]["mean"] += 0.5
-    assert "adds nothing" not in summarize({"sets": sets})
+    assert f"**{word}** ({MEANINGS[word]}; {evaluation.answer.reason})" in summarize(metrics)
+
+
+def test_the_summary_says_whether_a_gaussian_does_as_well(evaluation: Evaluation):
+    metrics = copy.deepcopy(metrics_of(evaluation))
+
+    metrics["verdict"]["axes"]["distinguishable"]["answer"] = False
+    assert "cannot be told apart" in summarize(metrics)
+    metrics["verdict"]["axes"]["distinguishable"]["answer"] = True
+    assert "can be told apart" in summarize(metrics)
+
+
+def test_the_summary_says_when_novelty_is_not_assessable(evaluation: Evaluation):
+    metrics = copy.deepcopy(metrics_of(evaluation))
+    metrics["verdict"]["axes"]["novel"] = {"assessable": False, "reason": "nothing is known"}
+
+    assert "Novelty is not assessable: nothing is known." in summarize(metrics)
+
+
+def test_the_pipeline_is_audited_at_all_its_temperatures(evaluation: Evaluation):
+    settings = [name for name in evaluation.answer.judged if name.startswith("samples/")]
+
+    assert settings == [f"samples/temperature {factor:g}" for factor in TEMPERATURES]
+    assert TEMPERATURES[0] == 1  # the shipped setting is the one that is judged
+    assert evaluation.answer.axes["outside_the_curve"]["settings"] == len(TEMPERATURES)
+    assert torch.equal(
+        evaluation.judged["generated"].parameters, evaluation.answer.judged["samples/temperature 1"].parameters
+    )
+
+
+def test_every_swept_baseline_has_its_figures(evaluation: Evaluation, tiny_checkpoints: Checkpoints):
+    zoo = tiny_checkpoints.zoo.parameters
+    expected = [baseline.name for baseline in swept_baselines(zoo, [80, 10], all_codes(zoo))]
+
+    assert [row["name"] for row in evaluation.answer.curve] == [*expected, "best_of_zoo"]
+    for row in evaluation.answer.curve:
+        assert {"accuracy", "F", "max_similarity"} <= set(row["test"])
+        assert 0 <= row["test"]["max_similarity"] <= 1
+
+
+def test_the_similarity_matrix_has_within_and_between_sets(evaluation: Evaluation, digits: ImageData):
+    wrong = {name: rows.predicted["test"] != digits.test.labels for name, rows in evaluation.judged.items()}
+
+    similarity = evaluation.similarity
+    assert similarity.shape == (len(SETS), len(SETS))
+    torch.testing.assert_close(similarity, similarity.T)
+    zoo, heldout = list(wrong).index("zoo"), list(wrong).index("heldout")
+    assert similarity[zoo, zoo].item() == pytest.approx(mean_pairwise_iou(wrong["zoo"]))
+    assert similarity[zoo, heldout].item() == pytest.approx(iou(wrong["zoo"], wrong["heldout"]).mean().item())
+    average_of_all = list(wrong).index("average")
+    assert similarity[average_of_all, average_of_all] == 1
+
+
+def test_the_reverse_process_ends_with_the_samples_of_its_seeds(
+    evaluation: Evaluation, tiny_pipeline: PDiffPipeline, digits: ImageData
+):
+    steps, seeds = evaluation.reverse_process.shape
+    assert 1 <= steps <= 20
+    assert seeds == 5
+    generators = [seeded_generator(i) for i in range(seeds)]
+    (drawn,) = tiny_pipeline(seeds, generator=generators, output_type="pt", return_dict=False)
+    predicted, _ = network_predictions(
+        tiny_pipeline.target_model,
+        tiny_pipeline.processor,
+        drawn,
+        digits.preprocessing(digits.test.pixels),
+        digits.test.labels,
+    )
+    accuracy = (predicted == digits.test.labels).double().mean(1)
+    torch.testing.assert_close(evaluation.reverse_process[-1], accuracy, atol=2.5 / len(digits.test), rtol=0)
+
+
+def test_ensembles_are_measured_of_zoo_heldout_and_generated_networks(evaluation: Evaluation):
+    for name in SETS:
+        assert ("ensembles" in evaluation.sets[name]) == (name in ("zoo", "heldout", "generated"))
+    assert list(evaluation.sets["zoo"]["ensembles"]) == ["1", "2", "4", "8", "16"]
+    assert list(evaluation.sets["generated"]["ensembles"]) == ["1", "2", "4"]
+    equivalent = evaluation.sets["generated"]["deep_ensemble_equivalent"]
+    assert list(equivalent) == ["1", "2", "4"]
+    assert all(1 <= value <= 8 for value in equivalent.values())
 
 
 # The report
@@ -516,12 +646,23 @@ def test_metrics_json_is_strict_and_keeps_its_keys(
     metrics = strict((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics == json.loads(json.dumps(returned))
     assert metrics["version"] == 1
-    assert {"version", "generator", "data", "sets", "costs", "environment"} <= set(metrics)
+    assert {"version", "generator", "data", "sets", "baselines", "verdict", "costs", "environment"} <= set(metrics)
+    assert metrics["verdict"]["word"] == evaluation.answer.verdict
+    assert metrics["verdict"]["reason"] == evaluation.answer.reason
+    assert list(metrics["verdict"]["axes"]) == [
+        "performs",
+        "disperses",
+        "novel",
+        "distinguishable",
+        "outside_the_curve",
+    ]
+    assert {"name", "validation", "test", "on_curve"} == set(metrics["baselines"][0])
     assert metrics["data"]["dataset_name"] == "digits"
     assert re.fullmatch("[0-9a-f]{64}", metrics["data"]["test_images_sha256"])
     assert set(metrics["sets"]) == set(SETS)
     for figures in metrics["sets"].values():
-        assert set(figures) == {"validation", "test", "dispersion"}
+        further = {"ensembles", "deep_ensemble_equivalent"}
+        assert set(figures) - further == {"validation", "test", "dispersion"}
         assert set(figures["dispersion"]) == {"R", "F"}
         assert {"n", "accuracy", "iou", "max_similarity"} <= set(figures["test"])
     seconds = {"target_seconds", "autoencoder_seconds", "denoiser_seconds", "sampling_seconds", "evaluation_seconds"}
@@ -538,6 +679,14 @@ def test_the_table_has_a_row_of_numbers_for_each_set(evaluation: Evaluation, fit
     assert rows[-1].startswith("| **generated** | 6 |")
     accuracy = evaluation.sets["zoo"]["test"]["accuracy"]
     assert rows[0].split(" | ")[2] == f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['std']:.2f}"
+
+
+def test_the_table_of_baselines_has_a_row_for_each_setting(evaluation: Evaluation):
+    header, rule, *rows = baselines_table(metrics_of(evaluation)).splitlines()
+
+    assert len(rows) == len(evaluation.answer.curve)
+    assert {line.count("|") for line in (header, rule, *rows)} == {6}
+    assert any(row.endswith("| yes |") for row in rows)
 
 
 def assert_picture(path: Path) -> None:
@@ -558,7 +707,9 @@ def test_the_report_holds_table_summary_and_real_pictures(
     assert files == {"metrics.json", "report.md", *PICTURES}
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert metrics_table(metrics) in text
+    assert baselines_table(metrics) in text
     assert summarize(metrics) in text
+    assert len(PICTURES) == 5
     for name in PICTURES:
         assert f"]({name})" in text
         assert_picture(tmp_path / "report" / name)
@@ -611,7 +762,7 @@ def test_the_table_of_a_card_ends_before_the_text_that_follows(
     evaluation: Evaluation, fitted: dict, tiny_pipeline: PDiffPipeline, tmp_path: Path
 ):
     # In Markdown a line right below a table is one more row of it.
-    metrics = {**fitted, "sets": evaluation.sets}
+    metrics = {**fitted, **metrics_of(evaluation)}
     write_pipeline_card(tmp_path, tiny_pipeline, metrics)
 
     lines = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()
@@ -625,7 +776,7 @@ def test_a_report_on_a_hub_id_writes_nothing(
 ):
     monkeypatch.chdir(tmp_path)
 
-    add_report("org/pipeline", tiny_pipeline, tmp_path, {**fitted, "sets": evaluation.sets})
+    add_report("org/pipeline", tiny_pipeline, tmp_path, {**fitted, **metrics_of(evaluation)})
 
     assert list(tmp_path.iterdir()) == []
 

@@ -21,6 +21,7 @@ from pdiff_hf import (
     network_logits,
     network_predictions,
 )
+from pdiff_hf.inference import PointwiseConvolutions
 from pdiff_hf.loops import seeded
 
 
@@ -170,3 +171,18 @@ def test_vectors_that_do_not_fit_are_refused(mlp, random_images):
         network_logits(mlp, processor, torch.zeros(90), images)
     with pytest.raises(NonFiniteParametersError, match=r"classifier\.weight"):
         network_logits(mlp, processor, torch.full((2, 90), torch.nan), images)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "stride", "bias"),
+    [(1, 3, 1, 1, False), (1, 3, 1, 2, True), (1, 5, 2, 1, True), (2, 3, 1, 1, True)],
+)
+def test_convolutions_of_one_pixel_maps_are_the_same_as_products(size, kernel, padding, stride, bias):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 4, kernel, stride=stride, padding=padding, bias=bias)
+    maps = torch.randn(5, 6, size, size)
+
+    with PointwiseConvolutions():
+        computed = convolution(maps)
+
+    torch.testing.assert_close(computed, convolution(maps))

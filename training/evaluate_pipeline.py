@@ -30,7 +30,8 @@ class ScriptSettings:
     checkpoints: str = field(metadata={"help": "The checkpoints dataset it was fitted to: a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "The report is written here."})
     dataset_name: str | None = setting(None, "Where the images are, if not where the checkpoints were collected.")
-    num_models: int = setting(200, "Networks drawn, from the generator and from each baseline.")
+    num_models: int = setting(200, "Networks drawn from the generator.")
+    num_baseline_models: int = setting(100, "Networks drawn from each baseline at each setting of its knob.")
     num_inference_steps: int | None = setting(None, "Steps of the sampler; by default the shipped ones.")
     temperature: float = setting(1.0, "Factor on the generator's latents.")
     seed: int = setting(0, "Decides every sample.")
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoints,
             images,
             num_models=run.num_models,
+            num_baseline_models=run.num_baseline_models,
             seed=run.seed,
             num_inference_steps=run.num_inference_steps,
             temperature=run.temperature,

@@ -1,6 +1,7 @@
-"""Judging generators: metrics, baselines, and the report that puts them side by side."""
+"""Judging generators: metrics, baselines, the audit, and the report that shows them side by side."""
 
-from .baselines import average, averages, gaussian_codes, gaussian_diagonal, gaussian_full
+from .audit import Audit, audit
+from .baselines import Baseline, average, averages, gaussian_codes, gaussian_diagonal, gaussian_full, swept_baselines
 from .evaluator import Evaluation, evaluate
 from .metrics import (
     accuracy_statistics,
@@ -13,8 +14,11 @@ from .metrics import (
 from .report import metrics_table, summarize, write_report
 
 __all__ = [
+    "Audit",
+    "Baseline",
     "Evaluation",
     "accuracy_statistics",
+    "audit",
     "average",
     "averages",
     "dispersion",
@@ -28,5 +32,6 @@ __all__ = [
     "mean_pairwise_iou",
     "metrics_table",
     "summarize",
+    "swept_baselines",
     "write_report",
 ]

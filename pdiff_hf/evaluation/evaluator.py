@@ -1,24 +1,25 @@
-"""One code path for everything that is judged: the zoo, held-out checkpoints, baselines and the generator."""
+"""Evaluating a pipeline: what `evaluate_pipeline.py` does, through the audit's one code path."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 
 from ..checkpoints import Checkpoints, CheckpointZoo
 from ..images import ImageData, ImageSplit
-from ..inference import network_predictions
+from ..inference import network_logits, network_predictions
 from ..pipeline_pdiff import PDiffPipeline
-from .baselines import average, averages, gaussian_codes, gaussian_diagonal, gaussian_full
+from .audit import Audit, audit
+from .axes import Judged
+from .ensembles import SIZES, deep_ensemble_equivalent, ensemble_figures
 from .metrics import (
     accuracy_statistics,
     dispersion,
+    iou,
     max_similarity,
     mean_pairwise_disagreement,
     mean_pairwise_iou,
@@ -26,6 +27,17 @@ from .metrics import (
 
 # Zoo members of one run within so many steps are near-copies and do not count as each other's nearest.
 NEIGHBOUR_STEPS = 20
+# The generator's own settings, the shipped one first: as many as a baseline's knob has.
+TEMPERATURES = (1.0, 0.3, 0.5, 0.7, 0.85, 1.15)
+TRACED_SEEDS, TRACED_STEPS, TRACED_IMAGES = 5, 20, 2000  # for the picture of the reverse process
+SHOWN = {
+    "average": "average",
+    "averages_16": "averages@16",
+    "gaussian_diagonal": "gaussian_diagonal@1",
+    "gaussian_full": "gaussian_full@1",
+    "gaussian_codes": "gaussian_codes@1",
+    "noise": "noise@0.05",
+}
 
 
 @dataclass
@@ -34,31 +46,37 @@ class Evaluation:
 
     Args:
         sets: For each set its figures, as in `metrics.json`.
-        parameters: For each set its vectors `(n, D)`.
-        accuracy: For each set the test accuracies `(n,)`.
+        judged: For each set its vectors, predictions and accuracies.
         max_similarity: For each set the largest test similarity of each network with the zoo `(n,)`.
+        answer: The audit.
+        similarity: Mean similarity between any two of the sets, in their order, on test images.
+        reverse_process: Test accuracy along the sampler's steps, `(steps, seeds)`.
         costs: Seconds.
         data: Identity of the images.
     """
 
     sets: dict[str, dict[str, Any]]
-    parameters: dict[str, torch.Tensor]
-    accuracy: dict[str, torch.Tensor]
+    judged: dict[str, Judged]
     max_similarity: dict[str, torch.Tensor]
+    answer: Audit
+    similarity: torch.Tensor
+    reverse_process: torch.Tensor
     costs: dict[str, float] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
 
 
+@torch.no_grad()
 def evaluate(
     pipe: PDiffPipeline,
     checkpoints: Checkpoints,
     images: ImageData,
     num_models: int = 200,
+    num_baseline_models: int = 100,
     seed: int = 0,
     num_inference_steps: int | None = None,
     temperature: float = 1.0,
 ) -> Evaluation:
-    """Measures a generator beside its zoo, held-out checkpoints and baselines, on validation and test images.
+    """Audits a generator beside its zoo, held-out checkpoints and baselines, on validation and test images.
 
     Every sample counts; none is selected. Nothing here may be chosen by what it says of the test images.
 
@@ -66,7 +84,8 @@ def evaluate(
         pipe: The generator.
         checkpoints: Its zoo (`train`) and held-out checkpoints (`test`).
         images: The images the zoo was collected on, split in the same way.
-        num_models: Samples of the generator and of each baseline.
+        num_models: Samples of the generator.
+        num_baseline_models: Samples of each baseline at each setting of its knob.
         seed: Decides all of them.
         num_inference_steps: Steps of the sampler; by default the shipped ones.
         temperature: Factor on the generator's latents.
@@ -77,88 +96,140 @@ def evaluate(
     zoo = checkpoints.zoo
     pipe.processor.check(zoo.parameters)
     started = time.perf_counter()
-    (generated,) = pipe(
+    (latents,) = pipe(
         num_models,
         num_inference_steps=num_inference_steps,
         generator=torch.Generator().manual_seed(seed),
-        output_type="pt",
-        temperature=temperature,
+        output_type="latent",
         return_dict=False,
     )
+    samples = {
+        f"temperature {factor:g}": pipe.autoencoder.decode(latents.float() * temperature * factor).sample.cpu()
+        for factor in TEMPERATURES
+    }
     sampling_seconds = time.perf_counter() - started
 
-    parameters = {"zoo": zoo.parameters, **_heldout(checkpoints)}
-    baselines: dict[str, Callable[..., torch.Tensor]] = {
-        "average": average,
-        "averages_16": partial(averages, k=16),
-        "gaussian_diagonal": gaussian_diagonal,
-        "gaussian_full": gaussian_full,
-        "gaussian_codes": partial(gaussian_codes, autoencoder=pipe.autoencoder),
-    }
-    if len(zoo) <= 16:  # an average of all of them is the average
-        del baselines["averages_16"]
-    for i, (name, baseline) in enumerate(baselines.items()):
-        parameters[name] = baseline(zoo.parameters, num_models, torch.Generator().manual_seed(seed * 1000 + i))
-    parameters["generated"] = generated.cpu()
-
     started = time.perf_counter()
-    sets: dict[str, dict[str, Any]] = {name: {} for name in parameters}
-    accuracy, similarity = {}, {}
-    for split_name, split in (("validation", images.validation), ("test", images.test)):
-        predicted = _predict(pipe, parameters, images, split)
-        zoo_wrong = predicted["zoo"] != split.labels
-        for name in parameters:
-            wrong = predicted[name] != split.labels
-            nearest = max_similarity(wrong, zoo_wrong, _neighbours(zoo) if name == "zoo" else None)
-            sets[name][split_name] = {
-                "n": len(wrong),
-                "accuracy": accuracy_statistics(wrong),
-                "iou": mean_pairwise_iou(wrong),
-                "max_similarity": nearest.mean().item(),
-                "disagreement": mean_pairwise_disagreement(predicted[name]),
-            }
-            accuracy[name], similarity[name] = 1 - wrong.double().mean(1), nearest  # the test split is the last
-    for name, vectors in parameters.items():
-        sets[name]["dispersion"] = {
-            "R": dispersion(vectors, zoo.parameters),
-            "F": _functional_dispersion(sets, name),
+    own, other = _heldout(checkpoints)
+    answer = audit(
+        samples,
+        zoo.parameters,
+        heldout=own.parameters if len(own) else None,
+        runs=zoo.run,
+        steps=zoo.step,
+        heldout_runs=own.run,
+        heldout_steps=own.step,
+        processor=pipe.processor,
+        model=pipe.target_model,
+        images=images,
+        autoencoder=pipe.autoencoder,
+        num_baseline_models=num_baseline_models,
+        further={"heldout_branch": other.parameters} if len(other) else {},
+        seed=seed,
+        progress=True,
+    )
+    judged: dict[str, Judged] = {
+        name: answer.judged[name] for name in ("zoo", "heldout", "heldout_branch") if name in answer.judged
+    }
+    for name, key in SHOWN.items():
+        if f"baselines/{key}" in answer.judged:
+            judged[name] = answer.judged[f"baselines/{key}"]
+    judged["generated"] = answer.judged[f"samples/{next(iter(samples))}"]
+
+    wrong = {
+        split: {name: rows.predicted[split] != part.labels for name, rows in judged.items()}
+        for split, part in (("validation", images.validation), ("test", images.test))
+    }
+    nearest = {
+        split: {
+            name: max_similarity(rows, masks["zoo"], _neighbours(zoo) if name == "zoo" else None)
+            for name, rows in masks.items()
         }
+        for split, masks in wrong.items()
+    }
+    for row in answer.curve:
+        mistakes = answer.judged[f"baselines/{row['name']}"].predicted["test"] != images.test.labels
+        row["test"]["max_similarity"] = max_similarity(mistakes, wrong["test"]["zoo"]).mean().item()
+    sets: dict[str, dict[str, Any]] = {}
+    for name, rows in judged.items():
+        sets[name] = {
+            split: {
+                "n": len(masks[name]),
+                "accuracy": accuracy_statistics(masks[name]),
+                "iou": mean_pairwise_iou(masks[name]),
+                "max_similarity": nearest[split][name].mean().item(),
+                "disagreement": mean_pairwise_disagreement(rows.predicted[split]),
+            }
+            for split, masks in wrong.items()
+        }
+    reference = sets["heldout"]["test"]["disagreement"] if "heldout" in sets else None
+    for name, rows in judged.items():
+        f = (sets[name]["test"]["disagreement"] or 0.0) / reference if reference else None
+        if name in ("zoo", "heldout", "generated"):
+            sets[name]["ensembles"] = _ensembles(pipe, rows.parameters, images)
+        sets[name]["dispersion"] = {"R": dispersion(rows.parameters, zoo.parameters), "F": f}
+    if "heldout" in sets:
+        sets["generated"]["deep_ensemble_equivalent"] = deep_ensemble_equivalent(
+            sets["generated"]["ensembles"], sets["heldout"]["ensembles"]
+        )
     return Evaluation(
         sets=sets,
-        parameters=parameters,
-        accuracy=accuracy,
-        max_similarity=similarity,
+        judged=judged,
+        max_similarity=nearest["test"],
+        answer=answer,
+        similarity=_similarity(wrong["test"]),
+        reverse_process=_reverse_process(pipe, images, num_inference_steps, seed),
         costs={"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started},
         data={"test_images_sha256": _fingerprint(images.test)},
     )
 
 
-def _heldout(checkpoints: Checkpoints) -> dict[str, torch.Tensor]:
-    """Held-out checkpoints: of the zoo's own runs, and of other runs if there are both."""
-    test = checkpoints.splits["test"]
-    runs = set(checkpoints.zoo.run)
-    own = torch.tensor([run in runs for run in test.run], dtype=torch.bool)
-    if not len(test):
-        return {}
-    if own.all() or not own.any():
-        return {"heldout": test.parameters}
-    return {"heldout": test.parameters[own], "heldout_branch": test.parameters[~own]}
+def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: ImageData) -> dict[str, dict[str, float]]:
+    """Prediction ensembles of members from all over the set, calibrated on validation images."""
+    members = parameters[torch.linspace(0, len(parameters) - 1, min(len(parameters), max(SIZES))).long()]
+    logits = {
+        split: network_logits(pipe.target_model, pipe.processor, members, images.preprocessing(part.pixels)).cpu()
+        for split, part in (("validation", images.validation), ("test", images.test))
+    }
+    return ensemble_figures(logits["validation"], images.validation.labels, logits["test"], images.test.labels)
 
 
-def _predict(
-    pipe: PDiffPipeline, parameters: dict[str, torch.Tensor], images: ImageData, split: ImageSplit
-) -> dict[str, torch.Tensor]:
-    """Predictions of every set, all networks together, so that the trunk is computed once."""
-    predicted, _ = network_predictions(
-        pipe.target_model,
-        pipe.processor,
-        torch.cat(list(parameters.values())),
-        images.preprocessing(split.pixels),
-        split.labels,
-        progress=True,
-    )
-    counts = [len(vectors) for vectors in parameters.values()]
-    return dict(zip(parameters, predicted.split(counts), strict=True))
+def _similarity(wrong: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean similarity between any two sets, within a set over distinct networks, `(sets, sets)` in [0, 1]."""
+    matrix = torch.ones(len(wrong), len(wrong))
+    for i, ours in enumerate(wrong.values()):
+        for j, theirs in enumerate(wrong.values()):
+            within = mean_pairwise_iou(ours) if i == j else None
+            matrix[i, j] = iou(ours, theirs).mean() if within is None else within
+    return matrix
+
+
+def _reverse_process(
+    pipe: PDiffPipeline, images: ImageData, num_inference_steps: int | None, seed: int
+) -> torch.Tensor:
+    """Test accuracy of what the latents decode to after each of up to 20 steps of the sampler, `(steps, seeds)`."""
+    traced: list[torch.Tensor] = []
+
+    def keep(pipe: PDiffPipeline, step: int, timestep: object, kwargs: dict[str, torch.Tensor]) -> dict:
+        traced.append(pipe.autoencoder.decode(kwargs["latents"].float()).sample.cpu())
+        return kwargs
+
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(TRACED_SEEDS)]
+    pipe(TRACED_SEEDS, num_inference_steps, generators, output_type="latent", callback_on_step_end=keep)
+    shown = traced[:: -max(1, len(traced) // TRACED_STEPS)][::-1]  # the last step is among them
+    labels = images.test.labels[:TRACED_IMAGES]
+    pixel_values = images.preprocessing(images.test.pixels[:TRACED_IMAGES])
+    predicted, _ = network_predictions(pipe.target_model, pipe.processor, torch.cat(shown), pixel_values, labels)
+    return (predicted == labels).double().mean(1).view(len(shown), TRACED_SEEDS)
+
+
+def _heldout(checkpoints: Checkpoints) -> tuple[CheckpointZoo, CheckpointZoo]:
+    """Held-out checkpoints: of the zoo's own runs, and of other runs. If none is of its own, all count as such."""
+    test, runs = checkpoints.splits["test"], set(checkpoints.zoo.run)
+    own = [run in runs for run in test.run]
+    if not any(own):
+        own = [True] * len(test)
+    return test.take(own), test.take([not chosen for chosen in own])
 
 
 def _neighbours(zoo: CheckpointZoo) -> torch.Tensor:
@@ -168,14 +239,6 @@ def _neighbours(zoo: CheckpointZoo) -> torch.Tensor:
     step = torch.tensor(zoo.step)
     same_run = run[:, None] == run[None, :]
     return same_run & ((step[:, None] - step[None, :]).abs() <= NEIGHBOUR_STEPS)
-
-
-def _functional_dispersion(sets: dict[str, dict[str, Any]], name: str) -> float | None:
-    """F: disagreement within a set over that of held-out checkpoints, on test images."""
-    reference = sets["heldout"]["test"]["disagreement"] if "heldout" in sets else None
-    if not reference:
-        return None
-    return (sets[name]["test"]["disagreement"] or 0.0) / reference
 
 
 def _fingerprint(split: ImageSplit) -> str:

@@ -20,10 +20,19 @@ NAMES = {
     "gaussian_diagonal": "Gaussian, diagonal",
     "gaussian_full": "Gaussian, full covariance",
     "gaussian_codes": "Gaussian in the generator's codes",
+    "noise": "zoo with noise of 5 % of each tensor's spread",
     "generated": "**generated**",
 }
-AVERAGER, SPREADER = 0.8, 1.2  # below and above these, R or F is far from the zoo's
-CLOSER = 0.02  # a difference of mean max-similarities worth a word
+MEANINGS = {
+    "broken": "they do less than half of what the zoo does above chance",
+    "copier": "they lie much closer to training checkpoints than real, unseen checkpoints do",
+    "averager": "they are more alike than real checkpoints are, as averages of checkpoints would be",
+    "beyond the curve": "at the zoo's diversity they are more accurate than every baseline, the zoo included",
+    "Gaussian-equivalent": "nothing measured here tells them from a Gaussian fitted in the generator's own codes",
+    "faithful": "they perform, spread and lie as far from the zoo as unseen real checkpoints do",
+    "inconclusive": "an interval straddles a line that decides",
+    "not assessable": "the zoo's runs and steps are not known, so novelty cannot be judged",
+}
 
 
 def write_report(
@@ -45,11 +54,18 @@ def write_report(
         **fitted,
         "data": {**fitted["data"], **evaluation.data},
         "sets": evaluation.sets,
+        "baselines": evaluation.answer.curve,
+        "verdict": {
+            "word": evaluation.answer.verdict,
+            "reason": evaluation.answer.reason,
+            "axes": evaluation.answer.axes,
+        },
         "costs": {**fitted["costs"], **evaluation.costs},
     }
     write_json(Path(folder) / "metrics.json", metrics)
     pictures = "\n\n".join(f"![{title}]({file})" for file, title in PICTURES.items())
-    write_text(Path(folder) / "report.md", f"{summarize(metrics)}\n\n{metrics_table(metrics)}\n\n{pictures}\n")
+    text = f"{summarize(metrics)}\n\n{metrics_table(metrics)}\n\n{pictures}\n\n{baselines_table(metrics)}\n"
+    write_text(Path(folder) / "report.md", text)
     draw_pictures(folder, evaluation, processor)
     return metrics
 
@@ -77,53 +93,59 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def baselines_table(metrics: dict[str, Any]) -> str:
+    """Returns every baseline at every setting of its knob as a markdown table."""
+    lines = ["| baseline | accuracy | max-similarity | F | on the curve |", "|---|---|---|---|---|"]
+    for row in metrics["baselines"]:
+        test = row["test"]
+        lines.append(
+            f"| {row['name']} | {100 * test['accuracy']:.2f} | {test['max_similarity']:.3f} | {test['F']:.2f} | "
+            f"{'yes' if row['on_curve'] else ''} |"
+        )
+    return "\n".join(lines)
+
+
 def summarize(metrics: dict[str, Any]) -> str:
-    """Says in words what the table shows, also where something simpler does as well."""
-    sets = metrics["sets"]
-    generated, zoo = sets["generated"], sets["zoo"]
+    """Says in words what was found, also where something simpler does as well."""
+    sets, axes = metrics["sets"], metrics["verdict"]["axes"]
+    word = metrics["verdict"]["word"]
     accuracy = {name: 100 * figures["test"]["accuracy"]["mean"] for name, figures in sets.items()}
     gain = accuracy["generated"] - accuracy["zoo"]
-    against = f"{abs(gain):.2f} points {'above' if gain >= 0 else 'below'} the {zoo['test']['n']} networks of the zoo"
+    against = f"{abs(gain):.2f} points {'above' if gain >= 0 else 'below'} the zoo"
     sentences = [
-        f"The {generated['test']['n']} generated networks classify {accuracy['generated']:.2f} % of the test images "
-        f"on average, {against}; the plain average of the zoo reaches {accuracy['average']:.2f} %."
+        f"The audit's answer: **{word}** ({MEANINGS[word]}; {metrics['verdict']['reason']}).",
+        f"The {sets['generated']['test']['n']} generated networks classify {accuracy['generated']:.2f} % of the test "
+        f"images on average, {against}; the plain average of the zoo reaches {accuracy['average']:.2f} %.",
+        f"Their parameters spread R = {_interval(axes['disperses']['R'])} times as much as the zoo's, and their "
+        f"predictions disagree F = {_interval(axes['disperses']['F'])} times as much as held-out checkpoints'.",
     ]
-    r, f = generated["dispersion"]["R"], generated["dispersion"]["F"]
-    spread = f"Their parameters spread R = {r:.2f} times as much as the zoo's"
-    if f is not None:
-        spread += f", and their predictions disagree F = {f:.2f} times as much as those of held-out checkpoints"
-    known = [value for value in (r, f) if value is not None]
-    if min(known) < AVERAGER:
-        judgement = "this is an averager: it draws networks that are closer to the average than real ones are."
-    elif max(known) > SPREADER:
-        judgement = "it spreads more than the zoo does."
-    else:
-        judgement = "it keeps the zoo's diversity."
-    sentences.append(f"{spread}: {judgement}")
-    if "heldout" in sets:
-        nearest, real = (sets[name]["test"]["max_similarity"] for name in ("generated", "heldout"))
-        if nearest > real + CLOSER:
-            sentences.append(
-                f"They lie closer to the zoo than held-out checkpoints do: the largest overlap of wrong predictions "
-                f"with a zoo network is {nearest:.2f} on average, against {real:.2f}."
-            )
-
-    null = sets["gaussian_codes"]
-    error = 200 * (generated["test"]["accuracy"]["std"] ** 2 + null["test"]["accuracy"]["std"] ** 2) ** 0.5
-    error /= generated["test"]["n"] ** 0.5
-    null_f = null["dispersion"]["F"]
-    null_text = f"{accuracy['gaussian_codes']:.2f} % with R = {null['dispersion']['R']:.2f}" + (
-        f" and F = {null_f:.2f}" if null_f is not None else ""
-    )
-    same_spread = f is None or null_f is None or abs(null_f - f) <= 0.1
-    if same_spread and abs(accuracy["gaussian_codes"] - accuracy["generated"]) <= error:
+    novel = axes["novel"]
+    if novel["assessable"]:
+        weights = novel["weights"]
         sentences.append(
-            f"A plain Gaussian in the generator's own codes does as well ({null_text}): on this zoo the denoiser adds "
-            "nothing that these figures show."
+            f"Their distance to the nearest training checkpoint is r = {_interval(weights['r'])} times the natural "
+            f"one (held-out checkpoints: {weights['heldout_r']:.2f}); with probability {_interval(weights['auc'])} a "
+            "sample lies further from the zoo than a held-out checkpoint does."
         )
     else:
-        sentences.append(f"A plain Gaussian in the generator's own codes gives {null_text}.")
+        sentences.append(f"Novelty is not assessable: {novel['reason']}.")
+    gaussian = axes["distinguishable"]
+    difference = {key: 100 * value for key, value in gaussian["accuracy_difference"].items()}
+    sentences.append(
+        f"Against a Gaussian in the generator's own codes they gain {_interval(difference)} points of accuracy, and "
+        f"where they lie differs with p = {gaussian['energy_p_value']:.3f}: "
+        + ("the two can be told apart." if gaussian["answer"] else "the two cannot be told apart.")
+    )
+    area = {key: 100 * value for key, value in axes["outside_the_curve"]["area"].items()}
+    sentences.append(
+        f"Against the curve of the swept baselines, at equal diversity, they gain {_interval(area)} points on average "
+        f"over {axes['outside_the_curve']['settings']} settings."
+    )
     return " ".join(sentences)
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def _number(value: float | None, digits: int) -> str:
