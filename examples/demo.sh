@@ -5,7 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/demo}
 launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
-launch+=" --num_cpu_threads_per_process $(getconf _NPROCESSORS_ONLN)"
 export HF_HUB_OFFLINE=1 # nothing is downloaded
 started=$SECONDS
 rm -rf "$out"
@@ -40,5 +39,6 @@ $launch training/evaluate_pipeline.py \
     --pipeline "$out/pipeline" \
     --checkpoints "$out/checkpoints" \
     --num_models 200 \
+    --num_baseline_models 50 \
     --output_dir "$out/report"
 echo "Done in $((SECONDS - started)) s. Load it: PDiffPipeline.from_pretrained(\"$out/pipeline\")(num_models=10)"
