@@ -101,7 +101,7 @@ def iter_logits(
     pixel_values = pixel_values.to(reference.device, reference.dtype)
 
     def logits_of(generated: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        with PointwiseConvolutions():
+        with PlainArithmetic():
             return functional_call(target_model, generated, (images,)).logits
 
     def one_after_the_other(generated: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
@@ -131,10 +131,11 @@ def iter_logits(
         yield evaluate(tensors, images)
 
 
-class PointwiseConvolutions(TorchFunctionMode):
-    """Computes a convolution of a 1x1 map as the matrix product it is, about three times faster on a processor.
+class PlainArithmetic(TorchFunctionMode):
+    """Computes two layers as the plain arithmetic they are in evaluation mode, which is faster for many networks.
 
-    The last stages of networks for small images have such maps: all of the kernel but its middle meets padding.
+    A convolution of a 1x1 map, as the last stages of networks for small images have them, is a matrix product: all of
+    the kernel but its middle meets padding. A BatchNorm is one multiplication and one addition per channel.
     """
 
     def __torch_function__(
@@ -145,6 +146,14 @@ class PointwiseConvolutions(TorchFunctionMode):
             middle = tuple(size // 2 for size in weight.shape[2:])
             if images.shape[2:] == (1, 1) and padding == middle and dilation == (1, 1) and groups == 1:
                 return functional.linear(images[..., 0, 0], weight[:, :, middle[0], middle[1]], bias)[..., None, None]
+        if func is functional.batch_norm and kwargs and not kwargs["training"]:
+            maps, mean, variance = args
+            scale = (variance + kwargs["eps"]).rsqrt()
+            if kwargs["weight"] is not None:
+                scale = scale * kwargs["weight"]
+            shift = -mean * scale if kwargs["bias"] is None else kwargs["bias"] - mean * scale
+            shape = (-1,) + (1,) * (maps.ndim - 2)
+            return torch.addcmul(shift.view(shape), maps, scale.view(shape))
         return func(*args, **(kwargs or {}))
 
 

@@ -21,7 +21,7 @@ from pdiff_hf import (
     network_logits,
     network_predictions,
 )
-from pdiff_hf.inference import PointwiseConvolutions
+from pdiff_hf.inference import PlainArithmetic
 from pdiff_hf.loops import seeded
 
 
@@ -182,7 +182,7 @@ def test_convolutions_of_one_pixel_maps_are_the_same_as_products(size, kernel, p
     convolution = nn.Conv2d(6, 4, kernel, stride=stride, padding=padding, bias=bias)
     maps = torch.randn(5, 6, size, size)
 
-    with PointwiseConvolutions():
+    with PlainArithmetic():
         computed = convolution(maps)
 
     torch.testing.assert_close(computed, convolution(maps))
