@@ -1,7 +1,7 @@
 """Registers the package's components with diffusers, so that a pipeline repository can name them as `["pdiff_hf", …]`.
 
 Without this, `save_pretrained` writes module paths, and `from_pretrained` on a Hub id then demands a Python file
-inside the repository (diffusers issue 6563). The table is semi-private: it is imported directly so that a rename
+inside the repository (huggingface/diffusers#6563). The table is semi-private: it is imported directly so that a rename
 upstream fails at import and not at a user's download. The names below are part of the file format.
 """
 

@@ -11,6 +11,7 @@ from .metrics import (
     mean_pairwise_disagreement,
     mean_pairwise_iou,
 )
+from .novelty import copying_auc
 from .report import metrics_table, summarize, write_report
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "audit",
     "average",
     "averages",
+    "copying_auc",
     "dispersion",
     "evaluate",
     "gaussian_codes",

@@ -17,7 +17,7 @@ from .baselines import Autoencoder
 from .distributions import energy_distance, energy_test, nearest_neighbour_accuracy
 from .intervals import Interval, bootstrap, weighted_mean, weighted_median, weighted_pair_mean, weighted_spread
 from .metrics import disagreement, dispersion, hull_residuals, mean_pairwise_disagreement
-from .novelty import leave_one_out, novel_and_performant, related_pairs
+from .novelty import leave_one_out, nearest_ratio, novel_and_performant, related_pairs
 
 SIGNIFICANCE = 0.005
 WIDE = 2.58  # standard errors
@@ -156,10 +156,11 @@ def novel(
     measures = {"weights": of_weights, "functions": functional}
     units = torch.arange(len(sample.parameters))
     for space, distance_to_zoo in measures.items():
-        nearest = distance_to_zoo(sample).min(1).values
+        distances = distance_to_zoo(sample)
+        nearest = distances.min(1).values
         natural = leave_one_out(distance_to_zoo(zoo), related)
         natural_units = zoo_units[: len(natural)] if len(natural) == len(zoo_units) else torch.arange(len(natural))
-        scale = max(natural.median().item(), 1e-12)
+        ratios = nearest_ratio(distances, natural)
         ratio = bootstrap(
             lambda w, v, a=nearest, b=natural: weighted_median(a, w) / max(weighted_median(b, v), 1e-12),
             units,
@@ -172,8 +173,8 @@ def novel(
         auc = bootstrap(lambda w, v, m=further: ((w @ m @ v) / (w.sum() * v.sum())).item(), units, real_units)
         evidence[space] = {
             "r": ratio.to_dict(),
-            "r_quantiles": [(nearest / scale).quantile(q).item() for q in (0.05, 0.5, 0.95)],
-            "heldout_r": (real.median() / scale).item(),
+            "r_quantiles": [ratios.quantile(q).item() for q in (0.05, 0.5, 0.95)],
+            "heldout_r": nearest_ratio(real[:, None], natural).median().item(),
             "auc": auc.to_dict(),
         }
         if space == "weights":
@@ -183,7 +184,7 @@ def novel(
                 "convex": hull_residuals(sample.parameters[:FEW], zoo.parameters, convex=True).mean().item(),
             }
             evidence["novel_and_performant"] = {
-                f"{tau:g}": novel_and_performant(nearest / scale, sample.accuracy["test"], bar, tau) for tau in TAUS
+                f"{tau:g}": novel_and_performant(ratios, sample.accuracy["test"], bar, tau) for tau in TAUS
             }
     return evidence
 

@@ -18,6 +18,7 @@ from .axes import Judged
 from .ensembles import SIZES, deep_ensemble_equivalent, ensemble_figures
 from .metrics import (
     accuracy_statistics,
+    chance_corrected_iou,
     dispersion,
     iou,
     max_similarity,
@@ -158,6 +159,7 @@ def evaluate(
                 "accuracy": accuracy_statistics(masks[name]),
                 "iou": mean_pairwise_iou(masks[name]),
                 "max_similarity": nearest[split][name].mean().item(),
+                "kappa_to_zoo": chance_corrected_iou(masks[name], masks["zoo"]).mean().item(),
                 "disagreement": mean_pairwise_disagreement(rows.predicted[split]),
             }
             for split, masks in wrong.items()
