@@ -7,7 +7,7 @@ out=${1:-runs/demo}
 launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
 export HF_HUB_OFFLINE=1 # nothing is downloaded
 started=$SECONDS
-rm -rf "$out"
+rm -rf "$out"/{checkpoints,autoencoder,pipeline}-state # of a demo that was interrupted
 
 echo "1/4  Train a small ResNet on 700 digits, then record 300 checkpoints of its last two norms"
 $launch training/collect_checkpoints.py \
