@@ -328,3 +328,13 @@ def test_heldout_checkpoints_that_do_not_disagree_do_not_break_the_audit(multi_r
         answer = audited(multi_run, real, heldout=rows, heldout_runs=list(range(count)))
 
         assert answer.verdict in WORDS
+
+
+def test_trajectory_shorter_than_its_correlation_is_not_assessable():
+    four = axes.Judged(torch.zeros(4, 2), {}, {})
+    run, step, units = torch.zeros(4, dtype=torch.long), torch.arange(4), torch.zeros(4, dtype=torch.long)
+
+    evidence = axes.novel(four, four, None, run, step, 3, units, units, symmetries=None)
+
+    assert evidence["assessable"] is False
+    assert "within 3 steps" in evidence["reason"]

@@ -141,6 +141,13 @@ def novel(
 ) -> dict[str, Any]:
     """Distance to the nearest zoo member modulo symmetries, against the zoo's own and held-out checkpoints'."""
     related = related_pairs(run, step, length)
+    kept = ~related.all(1)  # members that have an unrelated one to be compared with
+    if not kept.any():
+        reason = (
+            f"all checkpoints lie within {length} steps of each other, which is as far as their correlation reaches"
+        )
+        return {"assessable": False, "reason": reason}
+    natural_units = zoo_units[kept].unique(return_inverse=True)[1]
     evidence: dict[str, Any] = {"assessable": True, "correlation_length": length}
     members = symmetries.canonicalize(zoo.parameters)
 
@@ -159,7 +166,6 @@ def novel(
         distances = distance_to_zoo(sample)
         nearest = distances.min(1).values
         natural = leave_one_out(distance_to_zoo(zoo), related)
-        natural_units = zoo_units[: len(natural)] if len(natural) == len(zoo_units) else torch.arange(len(natural))
         ratios = nearest_ratio(distances, natural)
         ratio = bootstrap(
             lambda w, v, a=nearest, b=natural: weighted_median(a, w) / max(weighted_median(b, v), 1e-12),
