@@ -112,12 +112,13 @@ def summarize(metrics: dict[str, Any]) -> str:
     accuracy = {name: 100 * figures["test"]["accuracy"]["mean"] for name, figures in sets.items()}
     gain = accuracy["generated"] - accuracy["zoo"]
     against = f"{abs(gain):.2f} points {'above' if gain >= 0 else 'below'} the zoo"
+    real = "held-out checkpoints'" if "heldout" in sets else "the zoo's (there are no held-out checkpoints)"
     sentences = [
         f"The audit's answer: **{word}** ({MEANINGS[word]}; {metrics['verdict']['reason']}).",
         f"The {sets['generated']['test']['n']} generated networks classify {accuracy['generated']:.2f} % of the test "
         f"images on average, {against}; the plain average of the zoo reaches {accuracy['average']:.2f} %.",
         f"Their parameters spread R = {_interval(axes['disperses']['R'])} times as much as the zoo's, and their "
-        f"predictions disagree F = {_interval(axes['disperses']['F'])} times as much as held-out checkpoints'.",
+        f"predictions disagree F = {_interval(axes['disperses']['F'])} times as much as {real}.",
     ]
     novel = axes["novel"]
     if novel["assessable"]:
