@@ -8,6 +8,15 @@ from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_ch
 from .collecting import CollectionSettings, collect
 from .evaluation import Audit, audit
 from .fitting import fit, fit_autoencoder, fit_denoiser
+from .hub_client import (
+    CorruptFileError,
+    HubAccessError,
+    HubConflictError,
+    HubError,
+    HubNotFoundError,
+    HubQuotaError,
+    HubUnreachableError,
+)
 from .images import ImageData, load_images
 from .inference import network_logits, network_predictions
 from .modeling_autoencoder import ParameterAutoencoder
@@ -17,7 +26,9 @@ from .modeling_mlp_denoiser import MLPParameterDenoiser
 from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
 from .pipeline_pdiff import PDiffPipeline
 from .processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
+from .safe_files import BrokenFileError, UnsafeFileError
 from .settings import Recipe, load_recipe
+from .sharing import share
 from .targets import (
     ConvNetConfig,
     ConvNetForImageClassification,
@@ -31,13 +42,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Audit",
+    "BrokenFileError",
     "CheckpointRecorder",
     "CheckpointZoo",
     "Checkpoints",
     "CollectionSettings",
     "ConvNetConfig",
     "ConvNetForImageClassification",
+    "CorruptFileError",
     "DrawnNetworks",
+    "HubAccessError",
+    "HubConflictError",
+    "HubError",
+    "HubNotFoundError",
+    "HubQuotaError",
+    "HubUnreachableError",
     "ImageData",
     "LayoutError",
     "LinearParameterAutoencoder",
@@ -51,6 +70,7 @@ __all__ = [
     "ParameterDenoiser",
     "ParameterProcessor",
     "Recipe",
+    "UnsafeFileError",
     "audit",
     "collect",
     "draw_network",
@@ -63,4 +83,5 @@ __all__ = [
     "make_processor",
     "network_logits",
     "network_predictions",
+    "share",
 ]
