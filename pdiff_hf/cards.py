@@ -121,6 +121,12 @@ def write_network_card(
     write_text(Path(folder) / "README.md", text)
 
 
+def write_remote_code_card(folder: str | os.PathLike) -> None:
+    """Writes the README.md of the revision of a pipeline that carries its own code."""
+    card_data = ModelCardData(license=LICENSE, library_name="diffusers", tags=TAGS)
+    write_text(Path(folder) / "README.md", _render("remote_code.md", card_data=card_data))
+
+
 def write_pipeline_card(
     folder: str | os.PathLike,
     components: Mapping[str, Any],

@@ -188,7 +188,7 @@ def _explain_answer(error: HfHubHTTPError, what: str) -> HubError:
             "log in with `hf auth login` or pass a token that may read it."
         )
     if status == 403:
-        return HubAccessError(f"The Hub does not allow this for the {what}: {said or 'forbidden'}.")
+        return HubAccessError(f"The Hub does not allow this for the {what}: {said.rstrip('.') or 'forbidden'}.")
     if status in (402, 413, 507):
         return HubQuotaError(f"The Hub has no room for the {what}: {said or status}.")
     if status in (409, 412):

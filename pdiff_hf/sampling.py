@@ -1,0 +1,57 @@
+"""Networks drawn into a folder, one after another, so that their number is limited by the disk alone."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from tqdm.auto import tqdm
+
+from .folders import replace_folder
+from .pipeline_pdiff import PDiffPipeline
+
+BATCH_SIZE = 32
+
+
+def sample_to_folder(
+    pipe: PDiffPipeline,
+    output_dir: str | os.PathLike,
+    num_models: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    num_inference_steps: int | None = None,
+) -> None:
+    """Draws networks and writes them as `DrawnNetworks.save_pretrained` does; the folder appears whole or not at all.
+
+    Network i is drawn with the seed `seed + i`, so that it can be drawn again alone.
+
+    Args:
+        pipe: The generator.
+        output_dir: Where.
+        num_models: How many.
+        seed: Decides the noise.
+        temperature: Factor on the final latents.
+        num_inference_steps: Steps of the sampler; by default the shipped ones.
+
+    Raises:
+        ValueError: If an argument does not fit.
+        UnwritableFolderError: If the folder cannot be written.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_models)]
+    with replace_folder(output_dir) as folder, tqdm(total=num_models, desc="drawing networks") as progress:
+        written: list[dict] = []
+        outputs = pipe.iter(
+            num_models,
+            min(BATCH_SIZE, num_models) or 1,
+            generators,
+            num_inference_steps=num_inference_steps,
+            temperature=temperature,
+        )
+        for output in outputs:
+            assert output.models is not None
+            for i in range(len(output.models)):
+                output.models.write_network(i, folder / f"{len(written):05d}")
+                written.append(output.models.provenance[i])
+                progress.update()
+        output.models.write_card(folder, written)
