@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def describe_pipeline(
     if folder.is_dir():
         sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     else:
-        repository = RepositoryFiles(str(name), revision=revision, token=token)
+        repository = RepositoryFiles.named(str(name), revision=revision, token=token)
         api = HfApi(token=token)
 
         def ask() -> Any:
@@ -53,7 +54,7 @@ def describe_pipeline(
         if "model_index.json" not in sizes:
             raise HubNotFoundError(f"The {repository} is no pipeline: it has no model_index.json.")
         commit = info.sha
-        folder = RepositoryFiles(str(name), revision=commit, token=token).download(DESCRIBING)
+        folder = replace(repository, revision=commit).download(DESCRIBING)
     index = read_index(folder)
     processor = read_json(folder / "processor" / "processor_config.json")
     target = read_json(folder / "target_model" / "config.json")
@@ -76,7 +77,9 @@ def describe_pipeline(
             described["accuracy"] = {name: figures["test"]["accuracy"] for name, figures in metrics["sets"].items()}
             described["dispersion"] = generated["dispersion"]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise BrokenFileError(f"A configuration of {str(name)!r} is damaged: {type(error).__name__} {error}.") from error
+        raise BrokenFileError(
+            f"A configuration of {str(name)!r} is damaged: {type(error).__name__} {error}."
+        ) from error
     described["data"] = {key: metrics.get("data", {}).get(key) for key in ("dataset_name", "checkpoints", "zoo_count")}
     described["costs"] = metrics.get("costs", {})
     return described
@@ -84,3 +87,31 @@ def describe_pipeline(
 
 def _count(shapes: list[list[int]]) -> int:
     return sum(math.prod(shape) for shape in shapes)
+
+
+def description_table(described: dict[str, Any]) -> str:
+    """Returns what `describe_pipeline` found as lines of text."""
+    generated, target = described["generated"], described["target"]
+    names = generated["names"]
+    rows = {
+        "generator": described["name"] + (f" at {described['commit'][:8]}" if described["commit"] else ""),
+        "generates": f"{generated['parameter_dim']:,} parameters in {len(names)} tensors of {target['class']}",
+        "tensors": ", ".join(names[:3]) + (f", … ({len(names) - 3} more)" if len(names) > 3 else ""),
+        "labels": f"{len(target['labels'])}: {', '.join(map(str, target['labels'][:5]))}, …",
+        "autoencoder": f"{described['autoencoder']}, {described['latent_dim']} latents",
+        "denoiser": described["denoiser"],
+        "sampler": f"{described['scheduler']}, {described['num_inference_steps']} steps",
+        "size": f"{described['size']:,} bytes, most of it {described['largest_file']}",
+    }
+    data = {key: value for key, value in described["data"].items() if value is not None}
+    if data:
+        rows["fitted to"] = ", ".join(f"{key} {value}" for key, value in data.items())
+    if "verdict" in described:
+        accuracy = {name: f"{100 * figures['mean']:.2f} %" for name, figures in described["accuracy"].items()}
+        rows["audit"] = f"{described['verdict']['word']} ({described['verdict']['reason']})"
+        rows["accuracy"] = ", ".join(f"{name} {accuracy[name]}" for name in ("generated", "zoo", "average"))
+        rows["dispersion"] = ", ".join(f"{key} = {value:.2f}" for key, value in described["dispersion"].items())
+    else:
+        rows["audit"] = "not evaluated; `pdiff-hf audit` does"
+    width = max(map(len, rows))
+    return "\n".join(f"{key:{width}}  {value}" for key, value in rows.items())

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from diffusers.utils import logging
 from huggingface_hub import (
@@ -24,7 +25,15 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from . import hub_client
-from .hub_client import CorruptFileError, HubAccessError, HubConflictError, deadlines, hub_errors, persistently
+from .hub_client import (
+    CorruptFileError,
+    HubAccessError,
+    HubConflictError,
+    HubNotFoundError,
+    deadlines,
+    hub_errors,
+    persistently,
+)
 from .safe_files import require_inside, shareable_files
 
 logger = logging.get_logger(__name__)
@@ -58,6 +67,17 @@ class RepositoryFiles:
     def __str__(self) -> str:
         at = f" at {self.revision}" if self.revision else ""
         return f"{self.repo_type} {self.repo_id!r}{at}"
+
+    @classmethod
+    def named(cls, name: str, **how: Any) -> RepositoryFiles:
+        """Returns the repository of that id, for a name that is no folder.
+
+        Raises:
+            HubNotFoundError: If it is no id.
+        """
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise HubNotFoundError(f"There is no folder {name!r}, and it is no id on the Hub like 'org/name'.")
+        return cls(name, **how)
 
     def download(self, patterns: Sequence[str]) -> Path:
         """Brings the files that match into the cache, and checks each against its checksum, the cached ones too.

@@ -43,7 +43,7 @@ def read_metrics(pipeline: str | os.PathLike, revision: str | None = None) -> di
     """
     folder = Path(pipeline)
     if not folder.is_dir():
-        folder = RepositoryFiles(str(pipeline), revision=revision).download(["metrics.json"])
+        folder = RepositoryFiles.named(str(pipeline), revision=revision).download(["metrics.json"])
     return read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
 
 

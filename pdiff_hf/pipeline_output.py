@@ -22,6 +22,8 @@ from .processing_parameters import ParameterProcessor
 from .sharing import share
 from .targets import draw_network
 
+NUMBERED = "[0-9][0-9][0-9][0-9][0-9]"  # names of the folders of drawn networks
+
 
 class DrawnNetworks(Sequence[PreTrainedModel]):
     """Drawn networks, each built when it is asked for: a thousand of them cost a thousand vectors.
@@ -94,10 +96,10 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
         Raises:
             UnwritableFolderError: If the folder cannot be written.
         """
-        with replace_folder(save_directory) as folder:
+        with replace_folder(save_directory, stale=NUMBERED) as folder:
             for i in range(len(self)):
-                self._write(i, folder / f"{i:05d}")
-            write_network_card(folder, self.provenance, type(self.target_model).__name__, subfolders=True)
+                self.write_network(i, folder / f"{i:05d}")
+            self.write_card(folder, self.provenance)
 
     def save_network(self, index: int, save_directory: str | os.PathLike) -> None:
         """Writes one network to the root of a folder, as a repository of its own has it, with a card.
@@ -107,9 +109,8 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
             UnwritableFolderError: If the folder cannot be written.
         """
         with replace_folder(save_directory) as folder:
-            self._write(index, folder)
-            provenance = [self.provenance[index]]
-            write_network_card(folder, provenance, type(self.target_model).__name__, subfolders=False)
+            self.write_network(index, folder)
+            self.write_card(folder, [self.provenance[index]], subfolders=False)
 
     def push_to_hub(
         self,
@@ -148,7 +149,12 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
                 shutil.rmtree(f"{temporary}/{i}")
         return commits
 
-    def _write(self, index: int, folder: Path) -> None:
+    def write_card(self, folder: Path, provenance: list[dict[str, Any]], subfolders: bool = True) -> None:
+        """Writes the card of networks in `00000/`, `00001/`, …, or of one at the root, into an existing folder."""
+        write_network_card(folder, provenance, type(self.target_model).__name__, subfolders)
+
+    def write_network(self, index: int, folder: Path) -> None:
+        """Writes the files of one network, without a card."""
         self[index].save_pretrained(folder)
         if self.preprocessing:
             write_json(folder / "preprocessor_config.json", self.preprocessing)

@@ -14,7 +14,7 @@ from diffusers.utils import logging
 
 from .cards import write_pipeline_card
 from .folders import write_json
-from .hub_client import HubError, HubNotFoundError
+from .hub_client import HubError
 from .hub_files import RepositoryFiles
 from .pipeline_files import ATTACHMENTS, ROOT_FILES, check_pipeline_folder, matches, wanted_files
 from .safe_files import UnsafeFileError
@@ -95,11 +95,7 @@ class SharedPipeline(DiffusionPipeline):
         fetching = {key: kwargs.pop(key) for key in keys if key in kwargs}
         if Path(name).is_dir():
             return Source(Path(name))
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise HubNotFoundError(
-                f"There is no pipeline at {name!r}: no such folder, and it is no id like 'org/name'."
-            )
-        repository = RepositoryFiles(name, **{key: value for key, value in fetching.items() if value is not None})
+        repository = RepositoryFiles.named(name, **{k: value for k, value in fetching.items() if value is not None})
         folder = repository.download(ROOT_FILES[:1])
         at_commit = replace(repository, revision=folder.name)
         given = [component for component in kwargs if kwargs[component] is not None]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
 
 from .folders import replace_folder
+from .pipeline_output import NUMBERED, DrawnNetworks
 from .pipeline_pdiff import PDiffPipeline
 
 BATCH_SIZE = 32
@@ -37,21 +39,17 @@ def sample_to_folder(
         ValueError: If an argument does not fit.
         UnwritableFolderError: If the folder cannot be written.
     """
+    if num_models < 1:
+        raise ValueError(f"num_models must be at least 1, but is {num_models}.")
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(num_models)]
-    with replace_folder(output_dir) as folder, tqdm(total=num_models, desc="drawing networks") as progress:
-        written: list[dict] = []
-        outputs = pipe.iter(
-            num_models,
-            min(BATCH_SIZE, num_models) or 1,
-            generators,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
-        )
-        for output in outputs:
-            assert output.models is not None
-            for i in range(len(output.models)):
-                output.models.write_network(i, folder / f"{len(written):05d}")
-                written.append(output.models.provenance[i])
-                progress.update()
-        output.models.write_card(folder, written)
+    settings: dict[str, Any] = {"temperature": temperature, "num_inference_steps": num_inference_steps}
+    provenance: list[dict[str, Any]] = []
+    with replace_folder(output_dir, stale=NUMBERED) as folder, tqdm(total=num_models, desc="drawing networks") as bar:
+        for output in pipe.iter(num_models, BATCH_SIZE, generators, **settings):
+            networks = cast(DrawnNetworks, output.models)
+            for i in range(len(networks)):
+                networks.write_network(i, folder / f"{len(provenance):05d}")
+                provenance.append(networks.provenance[i])
+                bar.update()
+        networks.write_card(folder, provenance)
