@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,18 +91,30 @@ def persistently(action: Callable[[], Result], what: str) -> Result:
 
 @contextmanager
 def deadlines() -> Iterator[None]:
-    """Gives the process's Hub client timeouts where it has none, and takes them back.
+    """Gives the process's Hub client timeouts where it has none, and takes them back after the last such call.
 
     Without them a server that hangs holds a push for ever. A client that the user has given timeouts keeps them.
     """
     client = get_session()
-    before = client.timeout
-    if before == httpx2.Timeout(None):
-        client.timeout = httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
+    with _deadlines_lock:
+        if client.timeout == httpx2.Timeout(None):
+            client.timeout = httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
+            _deadlines_users[client] = 0
+        if client in _deadlines_users:
+            _deadlines_users[client] += 1
     try:
         yield
     finally:
-        client.timeout = before
+        with _deadlines_lock:
+            if client in _deadlines_users:
+                _deadlines_users[client] -= 1
+                if not _deadlines_users[client]:
+                    del _deadlines_users[client]
+                    client.timeout = httpx2.Timeout(None)
+
+
+_deadlines_lock = threading.Lock()
+_deadlines_users: dict[httpx2.Client, int] = {}  # calls under way with timeouts that were lent to a client
 
 
 def is_transient(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from huggingface_hub import (
     hf_hub_download,
     snapshot_download,
 )
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from . import hub_client
@@ -30,6 +30,7 @@ from .hub_client import (
     HubAccessError,
     HubConflictError,
     HubNotFoundError,
+    HubUnreachableError,
     deadlines,
     hub_errors,
     persistently,
@@ -59,7 +60,7 @@ class RepositoryFiles:
     repo_id: str
     repo_type: str = "model"
     revision: str | None = None
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | Path | None = None
     local_files_only: bool = False
     force_download: bool = False
@@ -90,7 +91,7 @@ class RepositoryFiles:
             UnsafeFileError: If a name leads out of the repository.
         """
 
-        def fetch() -> str:
+        def fetch(cached_only: bool = self.local_files_only) -> str:
             return snapshot_download(
                 self.repo_id,
                 repo_type=self.repo_type,
@@ -98,11 +99,18 @@ class RepositoryFiles:
                 allow_patterns=list(patterns),
                 token=self.token,
                 cache_dir=self.cache_dir,
-                local_files_only=self.local_files_only,
+                local_files_only=cached_only,
                 force_download=self.force_download,
             )
 
-        folder = Path(persistently(fetch, str(self)))
+        try:
+            folder = Path(persistently(fetch, str(self)))
+        except HubUnreachableError as unreachable:
+            try:
+                folder = Path(fetch(cached_only=True))
+            except LocalEntryNotFoundError:
+                raise unreachable from None
+            logger.warning(f"{unreachable} The cached copy is used.")
         for name in self.names(folder):
             if any(fnmatchcase(name, pattern) for pattern in patterns):
                 require_inside(name)
@@ -111,10 +119,12 @@ class RepositoryFiles:
 
     def names(self, folder: Path) -> list[str]:
         """Returns the names of all files of the snapshot, fetched or not."""
-        with hub_errors(str(self)):
+        try:
             tree = get_cached_repo_tree(
                 self.repo_id, repo_type=self.repo_type, revision=folder.name, cache_dir=self.cache_dir
             )
+        except CachedRepoTreeNotFoundError:  # offline, and cached by a client that kept no list
+            return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         return [file.path for file in tree]
 
     def _verify(self, folder: Path, name: str) -> None:
@@ -134,12 +144,13 @@ class RepositoryFiles:
             )
 
         try:
-            if not self.local_files_only:
-                persistently(fetch_again, str(self))
-        except hub_client.HubUnreachableError as error:
+            if self.local_files_only:
+                raise HubUnreachableError("The Hub was not to be asked.")
+            persistently(fetch_again, str(self))
+        except HubUnreachableError as error:
             raise CorruptFileError(
-                f"{name!r} of the {self} is damaged in the cache ({(folder / name).resolve()}), and the Hub cannot be "
-                "reached to fetch it again; go online and run it again."
+                f"{name!r} of the {self} is damaged in the cache ({(folder / name).resolve()}), and it could not be "
+                f"fetched again: {error}"
             ) from error
         if not _is_intact(folder / name):
             raise CorruptFileError(
