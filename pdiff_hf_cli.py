@@ -91,13 +91,21 @@ def audit(arguments: argparse.Namespace) -> None:
 
 def push(arguments: argparse.Namespace) -> None:
     """Pushes a pipeline, a checkpoints dataset or drawn networks."""
-    from pdiff_hf import share
+    from pdiff_hf import append_checkpoints, load_checkpoints, share
     from pdiff_hf.export import push_remote_code
 
     private = True if arguments.private else None
-    address = share(
-        arguments.folder, arguments.repo_id, private=private, token=arguments.token, commit_message=arguments.message
-    )
+    if arguments.append:
+        checkpoints = load_checkpoints(arguments.folder)
+        address = append_checkpoints(checkpoints, arguments.repo_id, private=private, token=arguments.token)
+    else:
+        address = share(
+            arguments.folder,
+            arguments.repo_id,
+            private=private,
+            token=arguments.token,
+            commit_message=arguments.message,
+        )
     print(f"Pushed: {address}")
     if arguments.remote_code:
         commit = push_remote_code(arguments.repo_id, arguments.token)
@@ -176,6 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("repo_id", help="for example org/name; made if need be")
     one.add_argument("--private", action="store_true", help="make the repository private")
     one.add_argument("--message", help="title of the commit")
+    one.add_argument(
+        "--append", action="store_true", help="add the rows of a checkpoints dataset to those that are there"
+    )
     one.add_argument(
         "--remote_code", action="store_true", help="also make the branch remote-code, which works without this package"
     )

@@ -4,7 +4,7 @@
 from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
 # isort: on
 
-from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_checkpoints
+from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
 from .evaluation import Audit, audit
 from .fitting import fit, fit_autoencoder, fit_denoiser
@@ -19,6 +19,7 @@ from .hub_client import (
 )
 from .images import ImageData, load_images
 from .inference import network_logits, network_predictions
+from .merging import append_checkpoints, merge_checkpoints
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
@@ -46,6 +47,7 @@ __all__ = [
     "CheckpointRecorder",
     "CheckpointZoo",
     "Checkpoints",
+    "CheckpointsError",
     "CollectionSettings",
     "ConvNetConfig",
     "ConvNetForImageClassification",
@@ -71,6 +73,7 @@ __all__ = [
     "ParameterProcessor",
     "Recipe",
     "UnsafeFileError",
+    "append_checkpoints",
     "audit",
     "collect",
     "draw_network",
@@ -81,6 +84,7 @@ __all__ = [
     "load_images",
     "load_recipe",
     "make_processor",
+    "merge_checkpoints",
     "network_logits",
     "network_predictions",
     "share",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -205,17 +204,13 @@ def published_name(name: str | None) -> str | None:
     return Path(name).name
 
 
-def published_json(content: bytes) -> bytes:
-    """Returns a JSON file in which paths of this machine are cut down to their last part."""
-
-    def visit(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: visit(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [visit(inner) for inner in value]
-        return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
-
-    return (json.dumps(visit(json.loads(content)), indent=2) + "\n").encode()
+def published_value(value: Any) -> Any:
+    """Returns a JSON value in which paths of this machine are cut down to their last part."""
+    if isinstance(value, dict):
+        return {key: published_value(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [published_value(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def describe_layout(processor: ParameterProcessor) -> str:

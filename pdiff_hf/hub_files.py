@@ -111,6 +111,10 @@ class RepositoryFiles:
             except LocalEntryNotFoundError:
                 raise unreachable from None
             logger.warning(f"{unreachable} The cached copy is used.")
+        except HubNotFoundError as missing:
+            if Path(self.repo_id).exists():
+                raise
+            raise HubNotFoundError(f"There is no folder {self.repo_id!r}. {missing}") from missing
         for name in self.names(folder):
             if any(fnmatchcase(name, pattern) for pattern in patterns):
                 require_inside(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from .cards import PICTURES, published_json, readdress
+from .cards import PICTURES, published_value, readdress
 from .folders import write_json
 from .hub_files import prepare_repository, push_folder
 from .safe_files import UnsafeFileError
@@ -108,8 +108,12 @@ def share(
         # A generator fitted to the local folder then links to the zoo on the Hub.
         path = folder / "collection.json"
         write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"repo_id": repo_id})
-    prefix = "datasets/" if kind.repo_type == "dataset" else ""
-    return f"{HfApi().endpoint}/{prefix}{repo_id}/commit/{commit}"
+    return commit_address(repo_id, kind.repo_type, commit)
+
+
+def commit_address(repo_id: str, repo_type: str, commit: str) -> str:
+    """Returns where a commit is shown."""
+    return f"{HfApi().endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}/commit/{commit}"
 
 
 def _rewritten(folder: Path, kind: Kind, repo_id: str) -> dict[str, bytes]:
@@ -117,10 +121,10 @@ def _rewritten(folder: Path, kind: Kind, repo_id: str) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for name in PUBLISHED_JSON:
         if (folder / name).is_file():
-            contents[name] = published_json((folder / name).read_bytes())
-    if kind is CHECKPOINTS and "collection.json" in contents:
-        collection = json.loads(contents["collection.json"]) | {"repo_id": repo_id}
-        contents["collection.json"] = (json.dumps(collection, indent=2) + "\n").encode()
+            content = published_value(json.loads((folder / name).read_text(encoding="utf-8")))
+            if kind is CHECKPOINTS:
+                content |= {"repo_id": repo_id}
+            contents[name] = (json.dumps(content, indent=2) + "\n").encode()
     readme = folder / "README.md"
     if readme.is_file():
         contents["README.md"] = readdress(readme.read_text(encoding="utf-8"), repo_id).encode()
