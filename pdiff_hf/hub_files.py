@@ -165,7 +165,8 @@ class RepositoryFiles:
 
 def _is_intact(path: Path) -> bool:
     """Compares a cached file with the checksum that is its name: git's SHA-1 of small files, SHA-256 of large ones."""
-    expected = path.resolve().name
+    # The link leads to a name that is the checksum; that may be a link itself, to a file that repositories share.
+    expected = Path(os.readlink(path)).name if path.is_symlink() else ""
     if re.fullmatch(r"[0-9a-f]{64}", expected):
         return _sha256(path) == expected
     return not re.fullmatch(r"[0-9a-f]{40}", expected) or _git_oid(path.read_bytes()) == expected
