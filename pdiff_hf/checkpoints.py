@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -11,23 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from .cards import has_own_card, write_checkpoints_card
+from .checkpoint_shards import CheckpointsError, checkpoint_features, read_shards, write_shards
 from .folders import replace_folder, write_json
 from .hub_files import RepositoryFiles
 from .processing_parameters import ParameterProcessor
+from .safe_files import BrokenFileError, build, load_network, read_json
 from .sharing import share
 from .targets import draw_network, make_processor
 
 SPLITS = ("train", "validation", "test")
-SHARD_BYTES = 500 * 2**20
-ROW_GROUP_BYTES = 64 * 2**20
+COLUMNS = ("run", "step", "seed", "validation_accuracy", "validation_loss")
 DATASET_FILES = (
     "data/*.parquet",
     "processor_config.json",
@@ -36,24 +32,6 @@ DATASET_FILES = (
     "target_model/*.json",
     "target_model/*.safetensors",
 )
-
-
-class CheckpointsError(ValueError):
-    """A checkpoints dataset is missing, incomplete or empty."""
-
-
-def checkpoint_features(parameter_dim: int) -> datasets.Features:
-    """Returns the columns of a checkpoints dataset; one row is one checkpoint."""
-    return datasets.Features(
-        {
-            "parameters": datasets.List(datasets.Value("float32"), length=parameter_dim),
-            "run": datasets.Value("string"),
-            "step": datasets.Value("int32"),
-            "seed": datasets.Value("int64"),
-            "validation_accuracy": datasets.Value("float32"),
-            "validation_loss": datasets.Value("float32"),
-        }
-    )
 
 
 @dataclass
@@ -73,15 +51,20 @@ class CheckpointZoo:
     def __len__(self) -> int:
         return len(self.run)
 
+    @property
+    def columns(self) -> dict[str, list]:
+        """What is known of each checkpoint, by the names of the dataset's columns."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
     def take(self, chosen: Sequence[bool]) -> CheckpointZoo:
         """Returns the checkpoints for which `chosen`, one for each, is true."""
         return self.rows([i for i, keep in enumerate(chosen) if keep])
 
     def rows(self, indices: Sequence[int]) -> CheckpointZoo:
         """Returns the checkpoints at `indices`, in that order."""
-        columns = ("run", "step", "seed", "validation_accuracy", "validation_loss")
         return CheckpointZoo(
-            self.parameters[list(indices)], **{name: [getattr(self, name)[i] for i in indices] for name in columns}
+            self.parameters[list(indices)],
+            **{name: [values[i] for i in indices] for name, values in self.columns.items()},
         )
 
 
@@ -129,7 +112,7 @@ class Checkpoints:
             (temporary / "data").mkdir()
             for split, zoo in self.splits.items():
                 if len(zoo):
-                    _write_shards(temporary / "data", split, zoo)
+                    write_shards(temporary / "data", split, zoo.parameters, zoo.columns)
             self.processor.save_pretrained(temporary)
             average.save_pretrained(temporary / "target_model")
             if self.preprocessing:
@@ -154,27 +137,6 @@ class Checkpoints:
             return share(
                 f"{temporary}/checkpoints", repo_id, private=private, token=token, commit_message=commit_message
             )
-
-
-def _write_shards(folder: Path, split: str, zoo: CheckpointZoo) -> None:
-    count, width = zoo.parameters.shape
-    shards = max(1, math.ceil(zoo.parameters.nbytes / SHARD_BYTES))
-    schema = checkpoint_features(width).arrow_schema
-    for i, rows in enumerate(np.array_split(np.arange(count), shards)):
-        values = zoo.parameters[rows[0] : rows[-1] + 1].to(torch.float32).contiguous().numpy()
-        columns = {"parameters": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)}
-        for name in schema.names[1:]:
-            columns[name] = pa.array(getattr(zoo, name)[rows[0] : rows[-1] + 1])
-        # Without dictionary encoding and with the bytes of the floats split into streams, zstd finds something.
-        pq.write_table(
-            pa.table(columns).cast(schema),
-            folder / f"{split}-{i:05d}-of-{shards:05d}.parquet",
-            compression="zstd",
-            use_dictionary=["run"],
-            column_encoding={"parameters.list.element": "BYTE_STREAM_SPLIT"},
-            row_group_size=max(1, ROW_GROUP_BYTES // (4 * width)),
-            write_page_index=True,
-        )
 
 
 def load_checkpoints(
@@ -207,44 +169,31 @@ def load_checkpoints(
             f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "
             "training/collect_checkpoints.py or CheckpointRecorder.save makes one."
         )
-    processor = ParameterProcessor.from_pretrained(folder)
-    splits = {split: _read_shards(folder, split, processor) for split in SPLITS}
+    processor = build(
+        ParameterProcessor, read_json(folder / "processor_config.json"), f"the layout in {str(folder)!r}"
+    )
+    splits = {}
+    for split in SPLITS:
+        parameters, columns = read_shards(folder, split, processor)
+        splits[split] = CheckpointZoo(parameters, **columns)
     if not len(splits["train"]):
         raise CheckpointsError(f"The train split of {str(dataset_name)!r} holds no checkpoints.")
     if target_model is None:
-        target_model = AutoModelForImageClassification.from_pretrained(folder / "target_model")
+        target_model = load_network(folder / "target_model", AutoModelForImageClassification)
     return Checkpoints(
         splits=splits,
         processor=processor,
         target_model=target_model.eval(),
-        preprocessing=_read_json(folder / "preprocessor_config.json"),
-        collection=_read_json(folder / "collection.json"),
+        preprocessing=_read_mapping(folder / "preprocessor_config.json"),
+        collection=_read_mapping(folder / "collection.json"),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _read_shards(folder: Path, split: str, processor: ParameterProcessor) -> CheckpointZoo:
-    shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
-    expected = int(shards[0].stem.rpartition("-")[2]) if shards else 0
-    if len(shards) != expected:
-        raise CheckpointsError(f"{str(folder)!r} has {len(shards)} of the {expected} shards of its {split} split.")
-    schema = checkpoint_features(processor.parameter_dim).arrow_schema
-    tables = [pq.read_table(shard) for shard in shards]
-    for shard, table in zip(shards, tables, strict=True):
-        if not table.schema.equals(schema):
-            raise CheckpointsError(
-                f"{shard.name} has the columns {table.schema.names} with vectors of type "
-                f"{table.schema.field('parameters').type if 'parameters' in table.schema.names else 'none'}, but the "
-                f"layout asks for {schema.names} with {schema.field('parameters').type}."
-            )
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
-    values = table["parameters"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    parameters = torch.from_numpy(values.reshape(-1, processor.parameter_dim).copy())
-    processor.check(parameters)
-    return CheckpointZoo(parameters, **{name: table[name].to_pylist() for name in schema.names[1:]})
+def _read_mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise BrokenFileError(f"{str(path)!r} must hold a mapping, but holds a {type(content).__name__}.")
+    return content
 
 
 class CheckpointRecorder:

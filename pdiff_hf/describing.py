@@ -13,8 +13,8 @@ from huggingface_hub import HfApi
 from . import hub_client
 from .hub_client import HubNotFoundError, persistently
 from .hub_files import RepositoryFiles
-from .pipeline_files import COMPONENTS, read_index, read_json
-from .safe_files import BrokenFileError
+from .pipeline_files import COMPONENTS, read_index
+from .safe_files import BrokenFileError, read_json
 
 DESCRIBING = ("model_index.json", "metrics.json", "processor/processor_config.json", "*/config.json")
 

@@ -12,8 +12,8 @@ from .cards import PICTURES
 from .evaluation.report import headline, metrics_table, summarize
 from .folders import replace_folder, write_json
 from .hub_files import RepositoryFiles
-from .pipeline_files import read_json
 from .pipeline_pdiff import PDiffPipeline
+from .safe_files import read_json
 
 
 def add_report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -20,7 +19,15 @@ from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
 from .modeling_mlp_denoiser import MLPParameterDenoiser
 from .processing_parameters import ParameterProcessor
-from .safe_files import BrokenFileError, UnsafeFileError, check_sizes, check_weights, tensor_shapes
+from .safe_files import (
+    BrokenFileError,
+    UnsafeFileError,
+    build,
+    check_sizes,
+    check_weights,
+    read_json,
+    tensor_shapes,
+)
 
 AUTOENCODERS = (ParameterAutoencoder, LinearParameterAutoencoder)
 DENOISERS = (ParameterDenoiser, MLPParameterDenoiser)
@@ -28,20 +35,6 @@ COMPONENTS = ("autoencoder", "denoiser", "scheduler", "processor", "target_model
 ROOT_FILES = ("model_index.json", "preprocessor_config.json")
 # What a pipeline's folder holds beside the pipeline, and keeps wherever it goes.
 ATTACHMENTS = ("README.md", "metrics.json", "*.png", "LICENSE*")
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        BrokenFileError: If it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BrokenFileError(f"{str(path.parent)!r} has no {path.name}, which a pipeline needs.") from None
-    except (ValueError, RecursionError) as error:
-        raise BrokenFileError(f"{str(path)!r} is no JSON file: {error}") from error
 
 
 def wanted_files(folder: Path, names: Iterable[str], variant: str | None, given: Collection[str]) -> list[str]:
@@ -119,7 +112,7 @@ def check_pipeline_folder(folder: Path, given: Collection[str] = (), variant: st
         if name in ("scheduler", "processor"):
             config = read_json(folder / name / f"{name}_config.json")
             check_sizes(config if name == "scheduler" else {}, {}, where)
-            built[name] = _build(cls, config, where)
+            built[name] = build(cls, config, where)
         else:
             built[name] = _check_model(cls, folder / name, wanted_weights(folder / name, variant), where)
     _check_together(built, folder)
@@ -168,9 +161,9 @@ def _check_model(cls: Any, folder: Path, weights: list[Path], where: str) -> Any
     check_sizes(config, shapes, where)
     with torch.device("meta"):
         if issubclass(cls, PreTrainedModel):
-            model = _build(cls, config, where, from_config=lambda: cls(cls.config_class.from_dict(config)))
+            model = build(cls, config, where, from_config=lambda: cls(cls.config_class.from_dict(config)))
         else:
-            model = _build(cls, config, where)
+            model = build(cls, config, where)
     missing = check_weights(model, shapes, where)
     if missing and issubclass(cls, PreTrainedModel):
         # Names in a file may be older than the class; transformers knows how to read those.
@@ -180,18 +173,6 @@ def _check_model(cls: Any, folder: Path, weights: list[Path], where: str) -> Any
     if missing:
         raise BrokenFileError(f"{where} lacks the weights {missing[:3]}, which its configuration asks for.")
     return model
-
-
-def _build(cls: Any, config: Any, where: str, from_config: Any = None) -> Any:
-    if not isinstance(config, dict):
-        raise BrokenFileError(f"{where} has no configuration that is a mapping, but {type(config).__name__}.")
-    try:
-        return from_config() if from_config is not None else cls.from_config(config)
-    # A damaged configuration makes a constructor fail in any way there is.
-    except Exception as error:
-        raise BrokenFileError(
-            f"{where}: its configuration cannot be built ({type(error).__name__}: {error})."
-        ) from error
 
 
 def _check_together(built: dict[str, Any], folder: Path) -> None:

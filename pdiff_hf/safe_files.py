@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 SHARED_SUFFIXES = (".safetensors", ".json", ".parquet", ".md", ".png")
 SHARED_NAMES = ("LICENSE", "LICENSE.txt", ".gitattributes")
@@ -65,6 +67,67 @@ def require_inside(name: str) -> None:
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
         raise UnsafeFileError(f"The file name {name!r} leads out of its repository; nothing of it was read.")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        BrokenFileError: If it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BrokenFileError(f"{str(path.parent)!r} has no {path.name}, which is needed.") from None
+    except (ValueError, RecursionError) as error:
+        raise BrokenFileError(f"{str(path)!r} is no JSON file: {error}") from error
+
+
+def build(cls: Any, config: Any, where: str, from_config: Callable[[], Any] | None = None) -> Any:
+    """Makes an object of a class from a configuration that may be damaged in any way.
+
+    Args:
+        cls: The class; its `from_config` is called.
+        config: What a JSON file holds.
+        where: Which one, for the message.
+        from_config: Called in place of the class's.
+
+    Raises:
+        BrokenFileError: If it cannot be made.
+    """
+    if not isinstance(config, dict):
+        raise BrokenFileError(f"{where} has no configuration that is a mapping, but {type(config).__name__}.")
+    try:
+        return from_config() if from_config is not None else cls.from_config(config)
+    # A damaged configuration makes a constructor fail in any way there is.
+    except Exception as error:
+        raise BrokenFileError(
+            f"{where}: its configuration cannot be built ({type(error).__name__}: {error})."
+        ) from error
+
+
+def load_network(folder: Path, auto_class: Any) -> PreTrainedModel:
+    """Loads a transformers network from its folder, whole or not at all.
+
+    Args:
+        folder: Where `config.json` and the safetensors weights are.
+        auto_class: Its class, or one of transformers' auto classes.
+
+    Raises:
+        BrokenFileError: If files are missing, damaged or do not fit one another.
+    """
+    where = f"the network in {str(folder)!r}"
+    config = read_json(folder / "config.json")
+    check_sizes(config, tensor_shapes(sorted(folder.glob("*.safetensors"))), where)
+    model, loading = build(
+        auto_class,
+        config,
+        where,
+        from_config=lambda: auto_class.from_pretrained(folder, use_safetensors=True, output_loading_info=True),
+    )
+    if loading["missing_keys"]:
+        raise BrokenFileError(f"{where} lacks the weights {sorted(loading['missing_keys'])[:3]}.")
+    return model
 
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:

@@ -23,9 +23,9 @@ from pdiff_hf import (
     CheckpointZoo,
     HubNotFoundError,
     NonFiniteParametersError,
+    checkpoint_shards,
     load_checkpoints,
 )
-from pdiff_hf import checkpoints as checkpoints_module
 from pdiff_hf.checkpoints import CheckpointsError, checkpoint_features, interleaved_splits
 from pdiff_hf.folders import UnwritableFolderError
 
@@ -89,8 +89,8 @@ def test_columns_are_as_documented():
 
 
 def save_in_shards(checkpoints: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(checkpoints_module, "SHARD_BYTES", 10 * 4 * 90)  # ten rows
-    monkeypatch.setattr(checkpoints_module, "ROW_GROUP_BYTES", 3 * 4 * 90)
+    monkeypatch.setattr(checkpoint_shards, "SHARD_BYTES", 10 * 4 * 90)  # ten rows
+    monkeypatch.setattr(checkpoint_shards, "ROW_GROUP_BYTES", 3 * 4 * 90)
     checkpoints.save(folder)
     return sorted(path.name for path in (folder / "data").glob("train-*"))
 
@@ -175,7 +175,7 @@ def test_missing_column_is_named(tiny_checkpoints, tmp_path):
 
 
 def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(HubNotFoundError, match="no folder .*nowhere"):
+    with pytest.raises(HubNotFoundError, match=r"no folder .*nowhere"):
         load_checkpoints(tmp_path / "nowhere")
 
 
