@@ -65,10 +65,13 @@ class CheckpointZoo:
 
     def take(self, chosen: Sequence[bool]) -> CheckpointZoo:
         """Returns the checkpoints for which `chosen`, one for each, is true."""
-        rows = [i for i, keep in enumerate(chosen) if keep]
+        return self.rows([i for i, keep in enumerate(chosen) if keep])
+
+    def rows(self, indices: Sequence[int]) -> CheckpointZoo:
+        """Returns the checkpoints at `indices`, in that order."""
         columns = ("run", "step", "seed", "validation_accuracy", "validation_loss")
         return CheckpointZoo(
-            self.parameters[rows], **{name: [getattr(self, name)[i] for i in rows] for name in columns}
+            self.parameters[list(indices)], **{name: [getattr(self, name)[i] for i in indices] for name in columns}
         )
 
 
