@@ -6,10 +6,12 @@ from . import _registration  # noqa: F401  (before any component: their names ar
 
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
+from .collecting_runs import MultiRunSettings, collect_runs
 from .evaluation import Audit, audit
 from .fitting import fit, fit_autoencoder, fit_denoiser
 from .images import ImageData, load_images
 from .inference import network_logits, network_predictions
+from .merging import merge_checkpoints
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
@@ -44,6 +46,7 @@ __all__ = [
     "MLPConfig",
     "MLPForImageClassification",
     "MLPParameterDenoiser",
+    "MultiRunSettings",
     "NonFiniteParametersError",
     "PDiffPipeline",
     "PDiffPipelineOutput",
@@ -53,6 +56,7 @@ __all__ = [
     "Recipe",
     "audit",
     "collect",
+    "collect_runs",
     "draw_network",
     "fit",
     "fit_autoencoder",
@@ -61,6 +65,7 @@ __all__ = [
     "load_images",
     "load_recipe",
     "make_processor",
+    "merge_checkpoints",
     "network_logits",
     "network_predictions",
 ]

@@ -47,6 +47,8 @@ def write_checkpoints_card(folder: str | os.PathLike, checkpoints: Checkpoints) 
         counts={name: len(zoo) for name, zoo in checkpoints.splits.items()},
         rows=[_split_row(name, zoo) for name, zoo in splits.items()],
         settings=checkpoints.collection.get("settings"),
+        runs=checkpoints.collection.get("runs"),
+        run_count=len({run for zoo in splits.values() for run in zoo.run}),
         costs={name: round(seconds, 1) for name, seconds in checkpoints.collection.get("costs", {}).items()},
         hardware=describe_hardware(),
     )
