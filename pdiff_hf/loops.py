@@ -145,6 +145,12 @@ def log_loss(accelerator: Accelerator, state: TrainingState | None, step: int, l
         accelerator.log({"loss": loss.item()}, step=step)
 
 
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Closes the trackers of one stage; `Accelerator.end_training` would part the processes, too, for good."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
 def training_steps(
     accelerator: Accelerator, max_train_steps: int, state: TrainingState | None, description: str
 ) -> Iterator[int]:
