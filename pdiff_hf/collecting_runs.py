@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from .checkpoints import SPLITS, Checkpoints, CheckpointZoo
 from .collecting import CollectionSettings, target_optimization, train_network, validation_figures
 from .images import ImageData, augment
-from .loops import TrainingState
+from .loops import TrainingState, finish_trackers
 from .merging import read_shard
 from .processing_parameters import NonFiniteParametersError, ParameterProcessor
 from .run_groups import RunGroup, SavedGroups, initial_parameters, run_seed, train_group
@@ -79,6 +80,7 @@ def collect_runs(
             BatchNorm of their own.
         FileExistsError: If finished groups are saved and nothing was said of resuming, or under other settings.
         NonFiniteParametersError: If a run diverges.
+        RuntimeError: If several processes were started that Accelerate does not connect.
     """
     model.eval().requires_grad_(False)
     processor = make_processor(model, settings.subset)
@@ -86,6 +88,12 @@ def collect_runs(
     _require_shared_statistics(model, processor, runs)
     optimization = target_optimization(settings, settings.target_train_steps)
     accelerator = Accelerator() if state is None else state.make_accelerator(optimization)
+    started_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if started_processes != accelerator.num_processes:
+        raise RuntimeError(
+            f"{started_processes} processes were started, but they do not know of each other and each would collect "
+            "everything; on processors set ACCELERATE_USE_CPU=true."
+        )
     identity = json.dumps([asdict(settings), asdict(replace(runs, run_shard=None))], sort_keys=True)
     saved = None if state is None else SavedGroups(state.beside("runs"), identity)
     accelerator.wait_for_everyone()  # no process saves a group before all have looked whether there are any
@@ -107,6 +115,7 @@ def collect_runs(
             finished.append(group)
             accelerator.log({"validation_accuracy": group.validation_accuracy.mean().item()}, step=members[0])
             bar.update(len(members))
+    finish_trackers(accelerator)
     gathered = sorted(gather_object(finished), key=lambda group: group.runs)
     for name in gathered[0].seconds:
         costs[name] = sum(group.seconds[name] for group in gathered)

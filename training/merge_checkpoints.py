@@ -23,7 +23,7 @@ class ScriptSettings:
 
     checkpoints: list[str] = field(metadata={"help": "The datasets, in any order: folders or Hub ids."})
     output_dir: str = field(metadata={"help": "The merged dataset is written here, whole or not at all."})
-    skip_equal: bool = setting(False, "Take rows that occur several times, bit for bit, once instead of refusing them.")
+    skip_equal: bool = setting(False, "Take rows that occur twice, bit for bit, once instead of refusing them.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
