@@ -4,14 +4,23 @@
 from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
 # isort: on
 
-from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_checkpoints
+from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
 from .collecting_runs import MultiRunSettings, collect_runs
 from .evaluation import Audit, audit
 from .fitting import fit, fit_autoencoder, fit_denoiser
+from .hub_client import (
+    CorruptFileError,
+    HubAccessError,
+    HubConflictError,
+    HubError,
+    HubNotFoundError,
+    HubQuotaError,
+    HubUnreachableError,
+)
 from .images import ImageData, load_images
 from .inference import network_logits, network_predictions
-from .merging import merge_checkpoints
+from .merging import append_checkpoints, merge_checkpoints
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
@@ -19,7 +28,9 @@ from .modeling_mlp_denoiser import MLPParameterDenoiser
 from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
 from .pipeline_pdiff import PDiffPipeline
 from .processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
+from .safe_files import BrokenFileError, UnsafeFileError
 from .settings import Recipe, load_recipe
+from .sharing import share
 from .targets import (
     ConvNetConfig,
     ConvNetForImageClassification,
@@ -33,13 +44,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Audit",
+    "BrokenFileError",
     "CheckpointRecorder",
     "CheckpointZoo",
     "Checkpoints",
+    "CheckpointsError",
     "CollectionSettings",
     "ConvNetConfig",
     "ConvNetForImageClassification",
+    "CorruptFileError",
     "DrawnNetworks",
+    "HubAccessError",
+    "HubConflictError",
+    "HubError",
+    "HubNotFoundError",
+    "HubQuotaError",
+    "HubUnreachableError",
     "ImageData",
     "LayoutError",
     "LinearParameterAutoencoder",
@@ -54,6 +74,8 @@ __all__ = [
     "ParameterDenoiser",
     "ParameterProcessor",
     "Recipe",
+    "UnsafeFileError",
+    "append_checkpoints",
     "audit",
     "collect",
     "collect_runs",
@@ -68,4 +90,5 @@ __all__ = [
     "merge_checkpoints",
     "network_logits",
     "network_predictions",
+    "share",
 ]

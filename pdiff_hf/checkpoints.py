@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +16,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
+from .cards import has_own_card, write_checkpoints_card
 from .folders import replace_folder, write_json
+from .hub_files import RepositoryFiles
 from .processing_parameters import ParameterProcessor
+from .sharing import share
 from .targets import draw_network, make_processor
 
 SPLITS = ("train", "validation", "test")
 SHARD_BYTES = 500 * 2**20
 ROW_GROUP_BYTES = 64 * 2**20
+DATASET_FILES = (
+    "data/*.parquet",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "collection.json",
+    "target_model/*.json",
+    "target_model/*.safetensors",
+)
 
 
 class CheckpointsError(ValueError):
@@ -125,6 +135,25 @@ class Checkpoints:
             if self.preprocessing:
                 write_json(temporary / "preprocessor_config.json", self.preprocessing)
             write_json(temporary / "collection.json", self.collection)
+            if not has_own_card(folder):
+                features = checkpoint_features(self.processor.parameter_dim)._to_yaml_list()
+                target_class = type(self.target_model).__name__
+                write_checkpoints_card(temporary, self.processor, target_class, self.splits, features, self.collection)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Pushes the dataset with its card, in one commit; takes and returns what `pdiff_hf.share` does."""
+        with tempfile.TemporaryDirectory() as temporary:
+            self.save(f"{temporary}/checkpoints")
+            return share(
+                f"{temporary}/checkpoints", repo_id, private=private, token=token, commit_message=commit_message
+            )
 
 
 def _write_shards(folder: Path, split: str, zoo: CheckpointZoo) -> None:
@@ -149,7 +178,11 @@ def _write_shards(folder: Path, split: str, zoo: CheckpointZoo) -> None:
 
 
 def load_checkpoints(
-    dataset_name: str | os.PathLike, target_model: PreTrainedModel | None = None, revision: str | None = None
+    dataset_name: str | os.PathLike,
+    target_model: PreTrainedModel | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Checkpoints:
     """Reads a checkpoints dataset from a folder, or from the Hub.
 
@@ -157,21 +190,18 @@ def load_checkpoints(
         dataset_name: A folder that `Checkpoints.save` wrote, or the id of a dataset repository.
         target_model: The target, if its class is not one that `AutoModelForImageClassification` knows.
         revision: Branch, tag or commit on the Hub.
+        token: A token that may read it; by default the stored one.
+        cache_dir: The cache's folder.
 
     Raises:
-        CheckpointsError: If files are missing or the zoo is empty.
+        CheckpointsError: If files are missing or damaged, or the zoo is empty.
+        HubError: If it cannot be fetched; the subclasses of `pdiff_hf.hub_client` say why.
     """
-    folder = Path(dataset_name)
+    folder, name = Path(dataset_name), str(dataset_name)
     if not folder.is_dir():
-        if str(dataset_name).count("/") != 1 or str(dataset_name).startswith((".", "/")):
-            raise CheckpointsError(f"There is no checkpoints dataset at {str(dataset_name)!r}: no such folder.")
-        try:
-            folder = Path(snapshot_download(str(dataset_name), repo_type="dataset", revision=revision))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise CheckpointsError(
-                f"There is no checkpoints dataset at {str(dataset_name)!r}: no such folder, and none that can be "
-                "read on the Hub."
-            ) from error
+        how: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        repository = RepositoryFiles.named(name, repo_type="dataset", **how)
+        folder = repository.download(DATASET_FILES)
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
             f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "

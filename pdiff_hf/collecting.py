@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
+from .cards import describe_hardware
 from .checkpoints import CheckpointRecorder, Checkpoints, interleaved_splits
 from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
 from .inference import network_predictions
@@ -198,7 +199,8 @@ def collect(
         )
 
     checkpoints = recorder.checkpoints(
-        preprocessing=images.preprocessing.to_dict(), collection={"settings": asdict(settings), "costs": costs}
+        preprocessing=images.preprocessing.to_dict(),
+        collection={"settings": asdict(settings), "costs": costs, "hardware": describe_hardware()},
     )
     started = time.perf_counter()
     for zoo in checkpoints.splits.values():

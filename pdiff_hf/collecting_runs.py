@@ -18,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .cards import describe_hardware
 from .checkpoints import SPLITS, Checkpoints, CheckpointZoo
 from .collecting import CollectionSettings, target_optimization, train_network, validation_figures
 from .images import ImageData, augment
@@ -76,8 +77,8 @@ def collect_runs(
 
     Raises:
         LayoutError: If the subset matches nothing.
-        ValueError: If counts make no zoo, no groups or no shard, or runs of their own would need statistics of a
-            BatchNorm of their own.
+        ValueError: If counts make no zoo, no groups or no shard, runs would need statistics of a BatchNorm of their
+            own, or mixed precision was asked for.
         FileExistsError: If finished groups are saved and nothing was said of resuming, or under other settings.
         NonFiniteParametersError: If a run diverges.
         RuntimeError: If several processes were started that Accelerate does not connect.
@@ -88,6 +89,11 @@ def collect_runs(
     _require_shared_statistics(model, processor, runs)
     optimization = target_optimization(settings, settings.target_train_steps)
     accelerator = Accelerator() if state is None else state.make_accelerator(optimization)
+    if accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"Runs are trained in float32, but mixed precision {accelerator.mixed_precision!r} was asked for; "
+            "leave out --mixed_precision."
+        )
     started_processes = int(os.environ.get("WORLD_SIZE", 1))
     if started_processes != accelerator.num_processes:
         raise RuntimeError(
@@ -124,7 +130,12 @@ def collect_runs(
         processor=processor,
         target_model=model,
         preprocessing=images.preprocessing.to_dict(),
-        collection={"settings": asdict(settings), "runs": asdict(runs), "costs": costs},
+        collection={
+            "settings": asdict(settings),
+            "runs": asdict(runs),
+            "costs": costs,
+            "hardware": describe_hardware(),
+        },
     )
 
 

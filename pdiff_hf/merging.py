@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 import re
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +14,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .checkpoints import SPLITS, Checkpoints, CheckpointsError, CheckpointZoo
+from .cards import published_value
+from .checkpoints import SPLITS, Checkpoints, CheckpointsError, CheckpointZoo, load_checkpoints
+from .hub_client import HubConflictError
+from .hub_files import RepositoryFiles, prepare_repository
 from .processing_parameters import LayoutError, ParameterProcessor
+from .sharing import commit_address, share
 from .targets import draw_network
+
+OF_ONE_PART = ("costs", "hardware", "repo_id")  # what parts of one collection may say each for itself
+APPEND_ATTEMPTS = 20
 
 
 def read_shard(shard: str) -> tuple[int, int]:
@@ -27,7 +38,7 @@ def read_shard(shard: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False) -> Checkpoints:
+def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False, partial: bool = False) -> Checkpoints:
     """Puts checkpoints of one layout, trunk and collection together, sorted by run and step.
 
     Shards of one collection, in any order, give the dataset that is collected at once, bit for bit; only the costs
@@ -37,6 +48,7 @@ def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False)
         parts: At least one dataset.
         skip_equal: Take rows once that occur several times with the same run, step, split and vector, bit for bit,
             instead of refusing them.
+        partial: Do not ask for all shards; more may come.
 
     Raises:
         LayoutError: If the layouts differ.
@@ -51,7 +63,8 @@ def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False)
         _require_same("preprocessing", first.preprocessing, part.preprocessing, place)
         _require_same("collection", _without_shard(first.collection), _without_shard(part.collection), place)
         _require_same_trunk(first.target_model, part.target_model, first.processor, place)
-    _require_all_shards(parts, skip_equal)
+    if not partial:
+        _require_all_shards(parts, skip_equal)
     splits = _merge_rows(parts, skip_equal)
     collection = _without_shard(first.collection)
     if "costs" in first.collection:
@@ -59,15 +72,63 @@ def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False)
         for part in parts:
             costs.update(part.collection.get("costs", {}))
         collection["costs"] = {name: costs[name] for name in first.collection["costs"]}
+    if "hardware" in first.collection:
+        collection["hardware"] = ", ".join(sorted({str(part.collection.get("hardware")) for part in parts}))
     target_model = first.target_model
     if len(splits["train"]):
         target_model = draw_network(target_model, first.processor, splits["train"].parameters.mean(0))
     return Checkpoints(splits, first.processor, target_model, dict(first.preprocessing), collection)
 
 
+def append_checkpoints(
+    checkpoints: Checkpoints, repo_id: str, *, private: bool | None = None, token: str | bool | None = None
+) -> str:
+    """Adds checkpoints to a dataset on the Hub, which is made if need be, while others may add theirs.
+
+    What is there is read, merged and pushed on top of the commit that was read; if someone else was faster, all of it
+    is done again. Rows that are there already are not added twice, so that it may be repeated after any failure.
+
+    Args:
+        checkpoints: The rows to add.
+        repo_id: For example `"org/name"`.
+        private: See `pdiff_hf.share`.
+        token: See `pdiff_hf.share`.
+
+    Returns:
+        The address of the commit that holds the rows.
+
+    Raises:
+        LayoutError, CheckpointsError: If they do not fit what is there; see `merge_checkpoints`.
+        HubConflictError: If others were faster again and again.
+        HubError: If it cannot be read or pushed.
+    """
+    repo_id = prepare_repository(repo_id, "dataset", private, token)
+    for attempt in range(APPEND_ATTEMPTS):
+        there = RepositoryFiles(repo_id, "dataset", token=token)
+        head = there.download(["processor_config.json"])
+        merged = checkpoints
+        if (head / "processor_config.json").is_file():
+            remote = load_checkpoints(repo_id, revision=head.name, token=token)
+            published = dataclasses.replace(checkpoints, collection=published_value(checkpoints.collection))
+            merged = merge_checkpoints([remote, published], skip_equal=True, partial=True)
+            if all(len(merged.splits[split]) == len(remote.splits[split]) for split in SPLITS):
+                return commit_address(repo_id, "dataset", head.name)
+        try:
+            with tempfile.TemporaryDirectory() as temporary:
+                merged.save(f"{temporary}/checkpoints")
+                return share(
+                    f"{temporary}/checkpoints", repo_id, private=private, token=token, parent_commit=head.name
+                )
+        except HubConflictError:
+            if attempt == APPEND_ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0, 1))  # those that met once shall not meet again
+    raise AssertionError("unreachable")
+
+
 def _without_shard(collection: dict[str, Any]) -> dict[str, Any]:
     """Returns what all shards of a collection say of it, costs apart; it is what the whole says of itself."""
-    common = {name: value for name, value in collection.items() if name != "costs"}
+    common = {name: value for name, value in collection.items() if name not in OF_ONE_PART}
     if "runs" in common:
         common["runs"] = {**common["runs"], "run_shard": None}
     return common

@@ -33,7 +33,6 @@ from pdiff_hf.collecting import load_target, target_optimization
 from pdiff_hf.collecting_runs import MultiRunSettings
 from pdiff_hf.images import ImageSplit
 from pdiff_hf.loops import TrainingState
-from pdiff_hf.modelcards import write_checkpoints_card
 from pdiff_hf.run_groups import batch_rows, initial_parameters, run_seed, train_group
 from pdiff_hf.targets import MLPConfig, SmallClassifier
 
@@ -413,5 +412,5 @@ def test_the_card_says_how_many_runs_there_are_and_in_which_form(whole: Path, di
         ({"shared_initialisation": True}, "starting from the same weights"),
     ):
         zoo = collected(digits, target_train_steps=2, **changes)
-        write_checkpoints_card(tmp_path, zoo)
-        assert phrase in (tmp_path / "README.md").read_text(encoding="utf-8")
+        zoo.save(tmp_path / phrase)
+        assert phrase in (tmp_path / phrase / "README.md").read_text(encoding="utf-8")

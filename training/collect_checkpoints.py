@@ -16,18 +16,19 @@ from pdiff_hf.collecting import CollectionSettings, collect, load_images_of, loa
 from pdiff_hf.collecting_runs import MultiRunSettings, collect_runs
 from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.loops import TrainingState
-from pdiff_hf.modelcards import write_checkpoints_card
-from pdiff_hf.settings import RunSettings
+from pdiff_hf.settings import HubSettings, RunSettings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and collects; processes share many runs, but a trajectory is recorded by the main one alone."""
-    parser = HfArgumentParser((RunSettings, CollectionSettings, MultiRunSettings), description=__doc__)
-    run, settings, runs = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    parser = HfArgumentParser((RunSettings, HubSettings, CollectionSettings, MultiRunSettings), description=__doc__)
+    run, hub, settings, runs = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(
         mixed_precision=run.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))]
     )
+    if accelerator.is_main_process:
+        hub.prepare_push(run.output_dir, "dataset")
     state = TrainingState.from_run(run, all_processes=runs.num_runs > 0)
     checkpoints: Checkpoints | None = None
     if runs.num_runs:
@@ -38,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoints = collect(images, load_target(settings, images), settings, state)
     if checkpoints is not None and accelerator.is_main_process:
         checkpoints.save(run.output_dir)
-        write_checkpoints_card(run.output_dir, checkpoints)
         state.clear()
+        hub.push(run.output_dir)
     accelerator.wait_for_everyone()
     if accelerator.is_local_main_process:
         state.clear()  # what other machines saved on disks of their own

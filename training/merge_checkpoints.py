@@ -13,7 +13,6 @@ from transformers import HfArgumentParser
 from pdiff_hf.checkpoints import load_checkpoints
 from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.merging import merge_checkpoints
-from pdiff_hf.modelcards import write_checkpoints_card
 from pdiff_hf.settings import setting
 
 
@@ -27,14 +26,13 @@ class ScriptSettings:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags, merges and writes the dataset with its card."""
+    """Parses the flags, merges and writes the dataset."""
     (run,) = HfArgumentParser(ScriptSettings, description=__doc__).parse_args_into_dataclasses(
         argv, look_for_args_file=False
     )
     require_writable_folder(run.output_dir)
     merged = merge_checkpoints([load_checkpoints(folder) for folder in run.checkpoints], skip_equal=run.skip_equal)
     merged.save(run.output_dir)
-    write_checkpoints_card(run.output_dir, merged)
 
 
 if __name__ == "__main__":
