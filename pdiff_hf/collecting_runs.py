@@ -32,6 +32,8 @@ from .targets import make_processor
 
 RUNS, REFERENCE = 2, 3  # streams from which seeds are drawn; 0 and 1 belong to `collecting`
 SYMMETRY_IMAGES = 16
+# Units are aligned to the average of a few runs, which leaves less spread than one run does; more runs gain little.
+REFERENCE_RUNS, ALIGNMENT_ROUNDS = 16, 4
 
 
 @dataclass
@@ -66,7 +68,7 @@ def collect_runs(
     `train_batch_size` say how each run is trained (and the trunk, for `trunk_steps`), in float32.
 
     A canonical form is taken modulo the symmetries that `Symmetries` finds: rescaled units balanced, then permuted
-    towards a reference, which is one more run that is no part of the zoo.
+    towards the average of some further runs that are no part of the zoo; each process makes the same.
 
     Args:
         images: Train images fit, validation images fill the columns `validation_accuracy` and `validation_loss`.
@@ -241,10 +243,13 @@ class _Trainer:
             )
         self.symmetries = None
         if runs.canonicalize:
-            reference = self._checkpoints([run_seed(self.seed, 0, REFERENCE)])[0, -1]
+            others = self._checkpoints([run_seed(self.seed, i, REFERENCE) for i in range(REFERENCE_RUNS)])[:, -1]
             some = images.preprocessing(images.train.pixels[:SYMMETRY_IMAGES])
-            self.symmetries = Symmetries(copy.deepcopy(model).cpu(), processor, reference, some)
-            self.reference = self.symmetries.canonicalize(reference[None])[0]
+            self.symmetries = Symmetries(copy.deepcopy(model).cpu(), processor, others[0], some)
+            others = self.symmetries.canonicalize(others)
+            self.reference = others[0]
+            for _ in range(ALIGNMENT_ROUNDS):
+                self.reference = self.symmetries.align(others, self.reference).mean(0)
 
     def train(self, members: list[int]) -> RunGroup:
         """Trains the runs of these numbers and measures their checkpoints on the validation images."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from test_training import files_of, load_script, run, run_alone, start, two_processes  # noqa: F401  (a fixture)
 from torch import nn
 from transformers import PreTrainedModel
@@ -293,6 +294,21 @@ def test_counts_that_make_no_zoo_are_refused_before_anything_is_trained(
 def test_runs_that_diverge_are_named(digits: ImageData):
     with pytest.raises(NonFiniteParametersError, match=r"4 of the runs 0 to 3 diverged.*--target_learning_rate"):
         collected(digits, target_learning_rate=1e30)
+
+
+def test_mixed_precision_is_refused(digits: ImageData):
+    Accelerator(mixed_precision="bf16")
+
+    with pytest.raises(ValueError, match=r"float32, but mixed precision 'bf16'.*--mixed_precision"):
+        collected(digits)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(digits: ImageData, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+
+    with pytest.raises(RuntimeError, match=r"2 processes were started.*ACCELERATE_USE_CPU"):
+        collected(digits)
 
 
 # Whoever computes them
