@@ -6,6 +6,7 @@ from . import _registration  # noqa: F401  (before any component: their names ar
 
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
+from .collecting_runs import MultiRunSettings, collect_runs
 from .evaluation import Audit, audit
 from .fitting import fit, fit_autoencoder, fit_denoiser
 from .hub_client import (
@@ -65,6 +66,7 @@ __all__ = [
     "MLPConfig",
     "MLPForImageClassification",
     "MLPParameterDenoiser",
+    "MultiRunSettings",
     "NonFiniteParametersError",
     "PDiffPipeline",
     "PDiffPipelineOutput",
@@ -76,6 +78,7 @@ __all__ = [
     "append_checkpoints",
     "audit",
     "collect",
+    "collect_runs",
     "draw_network",
     "fit",
     "fit_autoencoder",

@@ -81,6 +81,8 @@ def write_checkpoints_card(
         counts=dict.fromkeys(("train", "validation", "test"), 0) | {name: len(rows) for name, rows in splits.items()},
         rows=[_split_row(name, rows) for name, rows in filled.items()],
         settings=settings | {"dataset_name": published_name(settings["dataset_name"])} if settings else None,
+        runs=collection.get("runs"),
+        run_count=len({run for rows in filled.values() for run in rows.run}),
         costs={name.removesuffix("_seconds"): f"{value:.1f}" for name, value in collection.get("costs", {}).items()},
         hardware=collection.get("hardware"),
         sizes={"vectors": _bytes(sum(len(rows) for rows in splits.values()) * 4 * processor.parameter_dim)},

@@ -13,10 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from .cards import describe_hardware
-from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, interleaved_splits
+from .checkpoints import CheckpointRecorder, Checkpoints, interleaved_splits
 from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
 from .inference import network_predictions
 from .loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
+from .processing_parameters import ParameterProcessor
 from .settings import OptimizationSettings, setting
 
 BATCHES, TRAJECTORY = 0, 1  # streams of step-seeded randomness
@@ -42,8 +43,10 @@ class CollectionSettings:
         metadata={"help": "What is generated: last_norms, head, full, or patterns on state_dict() names."},
     )
 
-    target_train_steps: int = setting(300, "Steps of training the target; 0 takes it as it is.")
-    target_learning_rate: float = setting(5e-3, "Peak learning rate of training the target, warm-up and cosine.")
+    target_train_steps: int = setting(300, "Steps of training the target, or each of many runs; 0 takes it as it is.")
+    target_learning_rate: float = setting(
+        5e-3, "Peak learning rate of training the target or a run, warm-up and cosine."
+    )
     learning_rate: float = setting(3e-2, "Constant learning rate of the recorded trajectory.")
     adam_weight_decay: float = setting(5e-4, "Weight decay of AdamW in both.")
     train_batch_size: int = setting(64, "Images of one step in both.")
@@ -128,6 +131,19 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
         return AutoModelForImageClassification.from_config(config)
 
 
+def target_optimization(settings: CollectionSettings, max_train_steps: int) -> OptimizationSettings:
+    """Returns how a target is trained: AdamW, a tenth of the steps for warm-up, then a cosine."""
+    return OptimizationSettings(
+        max_train_steps=max_train_steps,
+        train_batch_size=settings.train_batch_size,
+        learning_rate=settings.target_learning_rate,
+        lr_scheduler="cosine",
+        lr_warmup_steps=max_train_steps // 10,
+        adam_weight_decay=settings.adam_weight_decay,
+        seed=settings.seed,
+    )
+
+
 def collect(
     images: ImageData, model: PreTrainedModel, settings: CollectionSettings, state: TrainingState | None = None
 ) -> Checkpoints:
@@ -150,15 +166,7 @@ def collect(
     """
     recorder = CheckpointRecorder(model, settings.subset)
     schedule = _schedule(settings)
-    target = OptimizationSettings(
-        max_train_steps=settings.target_train_steps,
-        train_batch_size=settings.train_batch_size,
-        learning_rate=settings.target_learning_rate,
-        lr_scheduler="cosine",
-        lr_warmup_steps=settings.target_train_steps // 10,
-        adam_weight_decay=settings.adam_weight_decay,
-        seed=settings.seed,
-    )
+    target = target_optimization(settings, settings.target_train_steps)
     trajectory = OptimizationSettings(
         max_train_steps=len(schedule),
         train_batch_size=settings.train_batch_size,
@@ -171,7 +179,7 @@ def collect(
     costs: dict[str, float] = {}
     costs["target_seconds"] = 0.0
     if target.max_train_steps:
-        costs["target_seconds"] = _train(
+        costs["target_seconds"] = train_network(
             model.train(), images, settings, target, "training the target", _beside(state, "target")
         )
 
@@ -186,7 +194,7 @@ def collect(
         recorder.processor.load_into(model, start)
         run = f"branch-{branch}" if branch else "trajectory"
         trajectory.seed = settings.seed + branch
-        costs["trajectory_seconds"] += _train(
+        costs["trajectory_seconds"] += train_network(
             model, images, settings, trajectory, f"recording {run}", _beside(state, run), (recorder, schedule, run)
         )
 
@@ -197,7 +205,9 @@ def collect(
     started = time.perf_counter()
     for zoo in checkpoints.splits.values():
         if len(zoo):
-            _measure(zoo, checkpoints, images)
+            zoo.validation_accuracy, zoo.validation_loss = validation_figures(
+                model, checkpoints.processor, zoo.parameters, images, progress=True
+            )
     costs["validation_seconds"] = time.perf_counter() - started
     return checkpoints
 
@@ -217,7 +227,7 @@ def _schedule(settings: CollectionSettings) -> list[str | None]:
     return [None] * settings.burn_in_steps + recorded
 
 
-def _train(
+def train_network(
     model: PreTrainedModel,
     images: ImageData,
     settings: CollectionSettings,
@@ -274,15 +284,16 @@ def _batch(
     return pixel_values, batch.labels
 
 
-def _measure(zoo: CheckpointZoo, checkpoints: Checkpoints, images: ImageData) -> None:
+def validation_figures(
+    model: PreTrainedModel,
+    processor: ParameterProcessor,
+    parameters: torch.Tensor,
+    images: ImageData,
+    progress: bool = False,
+) -> tuple[list[float], list[float]]:
+    """Returns accuracy and mean cross-entropy of each vector of `(n, D)` on the validation images."""
     labels = images.validation.labels
     predicted, loss = network_predictions(
-        checkpoints.target_model,
-        checkpoints.processor,
-        zoo.parameters,
-        images.preprocessing(images.validation.pixels),
-        labels,
-        progress=True,
+        model, processor, parameters, images.preprocessing(images.validation.pixels), labels, progress=progress
     )
-    zoo.validation_accuracy = (predicted == labels).float().mean(1).tolist()
-    zoo.validation_loss = loss.tolist()
+    return (predicted == labels).float().mean(1).tolist(), loss.tolist()

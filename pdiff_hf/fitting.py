@@ -18,7 +18,16 @@ from torch import nn
 
 from .cards import describe_hardware, published_name
 from .checkpoints import Checkpoints
-from .loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
+from .loops import (
+    Stopwatch,
+    TrainingState,
+    finish_trackers,
+    log_loss,
+    make_optimizer,
+    seeded,
+    step_generator,
+    training_steps,
+)
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
@@ -100,7 +109,7 @@ def fit_autoencoder(
             loss = model(_share(parameters[rows], accelerator), generator=noise)
         _update(accelerator, model, optimizer, lr_scheduler, loss, settings)
         log_loss(accelerator, state, step, loss)
-    accelerator.end_training()
+    finish_trackers(accelerator)
 
     autoencoder = accelerator.unwrap_model(model).cpu().eval()
     _check_finite(autoencoder)
@@ -182,7 +191,7 @@ def fit_denoiser(
         log_loss(accelerator, state, step, loss)
     if settings.ema_decay:
         ema.copy_to(model.parameters())
-    accelerator.end_training()
+    finish_trackers(accelerator)
     denoiser = accelerator.unwrap_model(model).cpu().eval()
     _check_finite(denoiser)
     return denoiser, scheduler_class.from_config(noise_scheduler.config)

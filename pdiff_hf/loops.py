@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
-from torch import nn
 from tqdm.auto import tqdm
 
 from .settings import OptimizationSettings, RunSettings
@@ -72,6 +71,8 @@ class TrainingState:
         """Removes the saved states, of all stages beside this one too, once the result is safe; logs stay."""
         for folder in self.folder.rglob("checkpoint-*"):
             shutil.rmtree(folder)
+        for group in self.folder.rglob("group-*.safetensors"):
+            group.unlink(missing_ok=True)  # another machine may be clearing the same folder
 
     def make_accelerator(self, settings: OptimizationSettings) -> Accelerator:
         """Returns an accelerator for one stage, with its trackers started and told the settings."""
@@ -123,11 +124,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], optimization: OptimizationSettings
+    parameters: Iterable[torch.Tensor], optimization: OptimizationSettings, fused: bool = False
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """Returns AdamW and its learning-rate schedule, which is stepped once per training step."""
+    """Returns AdamW (`fused`: one pass over memory) and its learning-rate schedule, stepped once per training step."""
     optimizer = torch.optim.AdamW(
-        parameters, lr=optimization.learning_rate, weight_decay=optimization.adam_weight_decay
+        parameters, lr=optimization.learning_rate, weight_decay=optimization.adam_weight_decay, fused=fused or None
     )
     lr_scheduler = get_scheduler(
         optimization.lr_scheduler,
@@ -142,6 +143,12 @@ def log_loss(accelerator: Accelerator, state: TrainingState | None, step: int, l
     """Sends the loss of a step to the trackers, every `logging_steps`."""
     if state is not None and step % state.logging_steps == 0:
         accelerator.log({"loss": loss.item()}, step=step)
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Closes the trackers of one stage; `Accelerator.end_training` would part the processes, too, for good."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def training_steps(

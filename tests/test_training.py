@@ -417,7 +417,7 @@ def test_a_training_that_diverges_writes_no_pipeline(checkpoints: Path, autoenco
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def start(name: str, *arguments: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -537,8 +537,22 @@ def two_processes() -> tuple[str, ...]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    machine = ("--cpu", "--num_machines", "1", "--num_processes", "2", "--main_process_port", str(port))
+    # `--cpu` would start a single process; with ACCELERATE_USE_CPU the two of `--multi_gpu` meet on the processor.
+    machine = ("--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--main_process_port", str(port))
     return ("-m", "accelerate.commands.launch", *machine, "--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+def test_the_launcher_of_these_tests_starts_two_processes(tmp_path: Path, two_processes: tuple[str, ...]):
+    script = tmp_path / "count.py"
+    script.write_text(
+        "from accelerate import Accelerator\nprint('processes:', Accelerator().num_processes, flush=True)"
+    )
+
+    counted = subprocess.run(
+        [sys.executable, *two_processes, script], env=environment(), capture_output=True, text=True
+    )
+
+    assert counted.stdout.count("processes: 2") == 2, counted.stderr
 
 
 def test_two_processes_train_the_denoiser_of_one(

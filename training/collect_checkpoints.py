@@ -1,4 +1,4 @@
-"""Trains a target network and collects its checkpoint zoo.
+"""Trains a target network and collects its checkpoint zoo: one trajectory, or with `--num_runs` many runs.
 
 accelerate launch training/collect_checkpoints.py --dataset_name digits --output_dir runs/digits/checkpoints
 """
@@ -11,29 +11,39 @@ from datetime import timedelta
 from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
+from pdiff_hf.checkpoints import Checkpoints
 from pdiff_hf.collecting import CollectionSettings, collect, load_images_of, load_target
+from pdiff_hf.collecting_runs import MultiRunSettings, collect_runs
 from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.loops import TrainingState
 from pdiff_hf.settings import HubSettings, RunSettings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags and collects; a single trajectory is recorded by the main process, the others wait."""
-    parser = HfArgumentParser((RunSettings, HubSettings, CollectionSettings), description=__doc__)
-    run, hub, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    """Parses the flags and collects; processes share many runs, but a trajectory is recorded by the main one alone."""
+    parser = HfArgumentParser((RunSettings, HubSettings, CollectionSettings, MultiRunSettings), description=__doc__)
+    run, hub, settings, runs = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(
         mixed_precision=run.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))]
     )
     if accelerator.is_main_process:
         hub.prepare_push(run.output_dir, "dataset")
+    state = TrainingState.from_run(run, all_processes=runs.num_runs > 0)
+    checkpoints: Checkpoints | None = None
+    if runs.num_runs:
         images = load_images_of(settings)
-        state = TrainingState.from_run(run, all_processes=False)
+        checkpoints = collect_runs(images, load_target(settings, images), settings, runs, state)
+    elif accelerator.is_main_process:
+        images = load_images_of(settings)
         checkpoints = collect(images, load_target(settings, images), settings, state)
+    if checkpoints is not None and accelerator.is_main_process:
         checkpoints.save(run.output_dir)
         state.clear()
         hub.push(run.output_dir)
     accelerator.wait_for_everyone()
+    if accelerator.is_local_main_process:
+        state.clear()  # what other machines saved on disks of their own
     accelerator.end_training()
 
 
