@@ -4,6 +4,7 @@
 from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
 # isort: on
 
+from .batches import TensorData, TensorSplit
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
 from .evaluation import Audit, audit
@@ -19,10 +20,12 @@ from .pipeline_pdiff import PDiffPipeline
 from .processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
 from .settings import Recipe, load_recipe
 from .targets import (
+    AnyTargetModel,
     ConvNetConfig,
     ConvNetForImageClassification,
     MLPConfig,
     MLPForImageClassification,
+    UnknownTargetError,
     draw_network,
     make_processor,
 )
@@ -30,6 +33,7 @@ from .targets import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnyTargetModel",
     "Audit",
     "CheckpointRecorder",
     "CheckpointZoo",
@@ -51,6 +55,9 @@ __all__ = [
     "ParameterDenoiser",
     "ParameterProcessor",
     "Recipe",
+    "TensorData",
+    "TensorSplit",
+    "UnknownTargetError",
     "audit",
     "collect",
     "draw_network",

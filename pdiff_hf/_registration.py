@@ -15,6 +15,7 @@ COMPONENTS = (
     "ParameterProcessor",
     "MLPForImageClassification",
     "ConvNetForImageClassification",
+    "AnyTargetModel",
 )
 
 LOADABLE_CLASSES["pdiff_hf"] = {name: ["save_pretrained", "from_pretrained"] for name in COMPONENTS}

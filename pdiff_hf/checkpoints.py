@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .folders import replace_folder, write_json
 from .processing_parameters import ParameterProcessor
-from .targets import draw_network, make_processor
+from .targets import draw_network, load_target_model, make_processor
 
 SPLITS = ("train", "validation", "test")
 SHARD_BYTES = 500 * 2**20
@@ -152,11 +152,12 @@ def load_checkpoints(
 
     Args:
         dataset_name: A folder that `Checkpoints.save` wrote, or the id of a dataset repository.
-        target_model: The target, if its class is not one that `AutoModelForImageClassification` knows.
+        target_model: The target, if its class is neither in transformers nor defined in this process.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
         CheckpointsError: If files are missing or the zoo is empty.
+        UnknownTargetError: If the target's class is not to be found.
     """
     folder = Path(dataset_name)
     if not folder.is_dir():
@@ -179,7 +180,7 @@ def load_checkpoints(
     if not len(splits["train"]):
         raise CheckpointsError(f"The train split of {str(dataset_name)!r} holds no checkpoints.")
     if target_model is None:
-        target_model = AutoModelForImageClassification.from_pretrained(folder / "target_model")
+        target_model = load_target_model(folder / "target_model")
     return Checkpoints(
         splits=splits,
         processor=processor,
@@ -251,6 +252,15 @@ class CheckpointRecorder:
             raise CheckpointsError(f"There is no split {split!r}; a checkpoint belongs to one of {list(SPLITS)}.")
         vector = self.processor.flatten(self.model.state_dict()).cpu()
         self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed})
+
+    def follow(self, model: PreTrainedModel) -> None:
+        """Records another network of the same layout from now on, such as that of a further run.
+
+        Raises:
+            LayoutError: If it is of another layout.
+        """
+        self.processor.check_model(model)
+        self.model = model
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows, for `Accelerator.register_for_checkpointing`."""

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, interleaved_splits
+from .batches import LabelledData
+from .checkpoints import CheckpointRecorder, Checkpoints, interleaved_splits
 from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
 from .inference import network_predictions
 from .loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
@@ -193,9 +194,7 @@ def collect(
         preprocessing=images.preprocessing.to_dict(), collection={"settings": asdict(settings), "costs": costs}
     )
     started = time.perf_counter()
-    for zoo in checkpoints.splits.values():
-        if len(zoo):
-            _measure(zoo, checkpoints, images)
+    measure_checkpoints(checkpoints, images)
     costs["validation_seconds"] = time.perf_counter() - started
     return checkpoints
 
@@ -272,15 +271,18 @@ def _batch(
     return pixel_values, batch.labels
 
 
-def _measure(zoo: CheckpointZoo, checkpoints: Checkpoints, images: ImageData) -> None:
-    labels = images.validation.labels
-    predicted, loss = network_predictions(
-        checkpoints.target_model,
-        checkpoints.processor,
-        zoo.parameters,
-        images.preprocessing(images.validation.pixels),
-        labels,
-        progress=True,
-    )
-    zoo.validation_accuracy = (predicted == labels).float().mean(1).tolist()
-    zoo.validation_loss = loss.tolist()
+def measure_checkpoints(checkpoints: Checkpoints, data: LabelledData) -> None:
+    """Fills the columns `validation_accuracy` and `validation_loss` of every split, in place.
+
+    Args:
+        checkpoints: What was recorded; the target in evaluation mode.
+        data: The examples the target was trained on; only the validation ones are read.
+    """
+    labels, inputs = data.validation.labels, data.inputs(data.validation)
+    for zoo in checkpoints.splits.values():
+        if len(zoo):
+            predicted, loss = network_predictions(
+                checkpoints.target_model, checkpoints.processor, zoo.parameters, inputs, labels, progress=True
+            )
+            zoo.validation_accuracy = (predicted == labels).float().mean(1).tolist()
+            zoo.validation_loss = loss.tolist()

@@ -12,6 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
+from .batches import fingerprint_tensors
+
 
 class ImageDataError(ValueError):
     """The images cannot be used: none, no label column, one class only, or an unknown split."""
@@ -68,6 +70,10 @@ class ImageSplit:
         """Returns the images at `indices`, `(k,)` int64."""
         return ImageSplit(self.pixels[indices], self.labels[indices])
 
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 of the images and labels."""
+        return fingerprint_tensors([self.pixels, self.labels])
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -83,6 +89,10 @@ class ImageData:
     def num_channels(self) -> int:
         """1 for grey images, 3 for colour."""
         return self.train.pixels.shape[1]
+
+    def inputs(self, split: ImageSplit) -> torch.Tensor:
+        """Returns the `pixel_values` of a split."""
+        return self.preprocessing(split.pixels)
 
 
 def load_images(

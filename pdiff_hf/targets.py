@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -59,6 +64,64 @@ def _last_modules(model: nn.Module, wanted: Callable[[nn.Module], bool], count: 
             "name the tensors by patterns instead."
         )
     return names[-count:]
+
+
+class UnknownTargetError(ValueError):
+    """The class of a saved target network is not to be found."""
+
+
+def load_target_model(folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+    """Loads a saved target as the class that its `config.json` names: one of transformers, or one of the user's.
+
+    A class of the user's is found if it has been defined in this process; nothing is imported at a repository's word.
+
+    Args:
+        folder: What `PreTrainedModel.save_pretrained` wrote.
+        kwargs: Further arguments of `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        UnknownTargetError: If there is no such class; hand such a network over as `target_model=…`.
+    """
+    config_file = Path(folder) / "config.json"
+    values = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    names, model_type = values.get("architectures") or [], values.get("model_type")
+    for name in names:
+        if hasattr(transformers, name):
+            return getattr(transformers, name).from_pretrained(folder, **kwargs)
+        for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest of that name, as in a notebook
+            if model_class.__name__ == name and model_class.config_class.model_type == model_type:
+                return model_class.from_pretrained(folder, **kwargs)
+    raise UnknownTargetError(
+        f"The target in {str(folder)!r} is a {' or '.join(names) or 'network without a name'} of the type "
+        f"{model_type!r}, which transformers {transformers.__version__} does not have and nobody has defined in this "
+        "process; import the module that defines it, or build the network and pass it as target_model=…"
+    )
+
+
+def _subclasses(model_class: type[PreTrainedModel]) -> Iterator[type[PreTrainedModel]]:
+    for subclass in model_class.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+class AnyTransformersModel(type):
+    """Makes `issubclass(…, AnyTargetModel)` true of every transformers model."""
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, PreTrainedModel)
+
+
+class AnyTargetModel(PreTrainedModel, metaclass=AnyTransformersModel):
+    """What a pipeline repository names as the class of a target that neither transformers nor this package has.
+
+    diffusers would name the module in which the user defined the class; then the pipeline could be loaded only where a
+    module of that name has been imported, and from the Hub not at all.
+    """
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+        """Loads the target as its own class; see `load_target_model`."""
+        return load_target_model(folder, **kwargs)
 
 
 def draw_network(
