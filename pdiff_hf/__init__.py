@@ -29,12 +29,14 @@ from .targets import (
     draw_network,
     make_processor,
 )
+from .trainer_callback import CheckpointCallback
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AnyTargetModel",
     "Audit",
+    "CheckpointCallback",
     "CheckpointRecorder",
     "CheckpointZoo",
     "Checkpoints",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 
 # Read once at import by the libraries below.
@@ -14,6 +15,7 @@ os.environ["TQDM_DISABLE"] = "1"
 # ruff: noqa: E402
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -103,6 +105,14 @@ def build(family: str) -> PreTrainedModel:
     """Builds a target with the same weights whenever it is asked for, in eval mode."""
     with seeded(0):
         return FAMILIES[family]().eval()
+
+
+def run_snippets(page: Path) -> dict:
+    """Runs the Python of a Markdown page, one snippet after the other, and returns what it has defined."""
+    namespace: dict = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(snippet, str(page), "exec"), namespace)
+    return namespace
 
 
 @pytest.fixture(autouse=True)
