@@ -4,6 +4,7 @@
 from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
 # isort: on
 
+from .adapters import AdaptedModel
 from .batches import TensorData, TensorSplit
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
@@ -34,6 +35,7 @@ from .trainer_callback import CheckpointCallback
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptedModel",
     "AnyTargetModel",
     "Audit",
     "CheckpointCallback",

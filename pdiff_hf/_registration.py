@@ -15,6 +15,7 @@ COMPONENTS = (
     "ParameterProcessor",
     "MLPForImageClassification",
     "ConvNetForImageClassification",
+    "AdaptedModel",
     "AnyTargetModel",
 )
 

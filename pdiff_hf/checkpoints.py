@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import nn
 from transformers import PreTrainedModel
 
+from .adapters import as_target
 from .folders import replace_folder, write_json
 from .processing_parameters import ParameterProcessor
 from .targets import draw_network, load_target_model, make_processor
@@ -227,13 +229,13 @@ class CheckpointRecorder:
     ```
 
     Args:
-        model: The network in training; it is read, never changed.
-        subset: A preset (`last_norms`, `head`, `full`) or fnmatch patterns on `state_dict()` names.
+        model: The network in training, or what PEFT made of it; it is read, never changed.
+        subset: A preset (`last_norms`, `head`, `adapter`, `full`) or fnmatch patterns on `state_dict()` names.
     """
 
-    def __init__(self, model: PreTrainedModel, subset: str | Sequence[str]) -> None:
-        self.model = model
-        self.processor = make_processor(model, subset)
+    def __init__(self, model: nn.Module, subset: str | Sequence[str]) -> None:
+        self.model = as_target(model)
+        self.processor = make_processor(self.model, subset)
         self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
 
     def record(self, step: int, split: str = "train", run: str = "run-0", seed: int = 0) -> None:
@@ -253,14 +255,14 @@ class CheckpointRecorder:
         vector = self.processor.flatten(self.model.state_dict()).cpu()
         self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed})
 
-    def follow(self, model: PreTrainedModel) -> None:
+    def follow(self, model: nn.Module) -> None:
         """Records another network of the same layout from now on, such as that of a further run.
 
         Raises:
             LayoutError: If it is of another layout.
         """
-        self.processor.check_model(model)
-        self.model = model
+        self.processor.check_model(as_target(model))
+        self.model = as_target(model)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows, for `Accelerator.register_for_checkpointing`."""

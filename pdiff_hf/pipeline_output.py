@@ -12,6 +12,7 @@ import torch
 from diffusers.utils import BaseOutput
 from transformers import PreTrainedModel
 
+from .adapters import AdaptedModel
 from .batches import Inputs
 from .folders import replace_folder, write_json
 from .inference import network_logits
@@ -89,14 +90,19 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes one folder per network, `00000/`, `00001/`, …, that plain transformers loads.
 
-        Each holds the whole network with its labels, the preprocessing of its images and `provenance.json`.
+        Each holds the whole network with its labels, the preprocessing of its images and `provenance.json`. Of a
+        network with an adapter it is the adapter alone, which `PeftModel.from_pretrained(base, folder)` loads.
 
         Raises:
             UnwritableFolderError: If the folder cannot be written.
         """
         with replace_folder(save_directory) as folder:
             for i in range(len(self)):
-                self[i].save_pretrained(folder / f"{i:05d}")
+                network = self[i]
+                if isinstance(network, AdaptedModel):
+                    network.save_adapter(folder / f"{i:05d}")
+                else:
+                    network.save_pretrained(folder / f"{i:05d}")
                 if self.preprocessing:
                     write_json(folder / f"{i:05d}" / "preprocessor_config.json", self.preprocessing)
                 write_json(folder / f"{i:05d}" / "provenance.json", self.provenance[i])

@@ -232,7 +232,7 @@ class PDiffPipeline(DiffusionPipeline):
         temperature: float,
     ) -> list[dict[str, Any]]:
         shared = {
-            "generator": self.name_or_path or None,
+            "generator": str(self.name_or_path) or None,
             "scheduler": type(self.scheduler).__name__,
             "num_inference_steps": num_inference_steps,
             "temperature": temperature,

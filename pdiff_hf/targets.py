@@ -26,6 +26,7 @@ def subset_patterns(model: nn.Module, subset: str | Sequence[str]) -> list[str]:
     The presets are read from the order of the model's modules and know no architecture:
     `last_norms` is the last two normalisation layers (the paper's main setting: 2,048 numbers of a ResNet-18, 5,120
     of a ResNet-50, 768 of a ViT-Tiny, 3,072 of a ConvNeXt-Tiny), `head` the last linear layer, `full` everything.
+    `adapter` is what PEFT trains of an `AdaptedModel`.
 
     Raises:
         LayoutError: If the model lacks the layers that a preset asks for.
@@ -36,6 +37,14 @@ def subset_patterns(model: nn.Module, subset: str | Sequence[str]) -> list[str]:
             patterns.append("*")
         elif name == "last_norms":
             patterns += [f"{m}.*" for m in _last_modules(model, _is_normalisation, 2, "normalisation layers")]
+        elif name == "adapter":
+            tensors: Any = getattr(model, "adapter_tensors", None)
+            if tensors is None:
+                raise LayoutError(
+                    f"{type(model).__name__} has no adapter; pass what peft.get_peft_model returns to a "
+                    "CheckpointRecorder, or AdaptedModel.wrap of it to make_processor."
+                )
+            patterns += tensors()
         elif name == "head":
             patterns += [f"{m}.*" for m in _last_modules(model, _is_linear, 1, "linear layer")]
         else:
@@ -44,7 +53,7 @@ def subset_patterns(model: nn.Module, subset: str | Sequence[str]) -> list[str]:
 
 
 def make_processor(model: nn.Module, subset: str | Sequence[str]) -> ParameterProcessor:
-    """Builds the layout of a preset (`last_norms`, `head`, `full`) or of fnmatch patterns on `state_dict()` names."""
+    """Builds the layout of a preset, see `subset_patterns`, or of fnmatch patterns on `state_dict()` names."""
     return ParameterProcessor.from_model(model, subset_patterns(model, subset))
 
 
@@ -84,17 +93,25 @@ def load_target_model(folder: str | os.PathLike, **kwargs: Any) -> PreTrainedMod
     """
     config_file = Path(folder) / "config.json"
     values = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    names, model_type = values.get("architectures") or [], values.get("model_type")
-    for name in names:
-        if hasattr(transformers, name):
-            return getattr(transformers, name).from_pretrained(folder, **kwargs)
-        for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest of that name, as in a notebook
-            if model_class.__name__ == name and model_class.config_class.model_type == model_type:
-                return model_class.from_pretrained(folder, **kwargs)
+    names = values.get("architectures") or ["network without a name"]
+    return find_model_class(names[0], values.get("model_type")).from_pretrained(folder, **kwargs)
+
+
+def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:
+    """Returns the class of that name and model type: transformers' own, or one that is defined in this process.
+
+    Raises:
+        UnknownTargetError: If there is none.
+    """
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
+    for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest of that name, as in a notebook
+        if model_class.__name__ == name and model_class.config_class.model_type == model_type:
+            return model_class
     raise UnknownTargetError(
-        f"The target in {str(folder)!r} is a {' or '.join(names) or 'network without a name'} of the type "
-        f"{model_type!r}, which transformers {transformers.__version__} does not have and nobody has defined in this "
-        "process; import the module that defines it, or build the network and pass it as target_model=…"
+        f"The target is a {name} of the type {model_type!r}, which transformers {transformers.__version__} does not "
+        "have and nobody has defined in this process; import the module that defines it, or build the network and "
+        "pass it as target_model=…"
     )
 
 

@@ -175,3 +175,7 @@ def test_text_guide_runs_as_it_stands(tmp_path, monkeypatch):
     assert accuracy.mean() > 0.8
     assert len(namespace["out"].parameters.unique(dim=0)) == 10
     assert (tmp_path / "generator" / "model_index.json").is_file()
+    inputs = namespace["data"].inputs(namespace["data"].test)
+    with torch.no_grad():
+        expected = namespace["loaded"].eval()(**inputs).logits
+    assert torch.allclose(namespace["adapters"].logits(inputs)[3], expected, atol=1e-5)
