@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
+from .architectures import ARCHITECTURES, architecture_config
 from .batches import LabelledData
 from .checkpoints import CheckpointRecorder, Checkpoints, interleaved_splits
 from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
@@ -35,6 +36,9 @@ class CollectionSettings:
     max_train_images: int | None = setting(None, "Use at most so many train images.")
 
     model_name_or_path: str | None = setting(None, "A trained classifier: Hub id or folder; otherwise --model_type.")
+    architecture: str | None = setting(
+        None, f"A network of the paper to train from scratch: {', '.join(ARCHITECTURES)}; otherwise --model_type."
+    )
     model_type: str = setting("resnet", "Architecture to train from scratch: any image classifier of transformers.")
     model_config: str = setting("{}", "Its configuration, as JSON or the path of a JSON file.")
     subset: list[str] = field(
@@ -102,7 +106,7 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
     """Loads the target network, or builds it from a configuration with seeded initial weights.
 
     Raises:
-        ValueError: If the configuration is not JSON, or the model type is unknown.
+        ValueError: If the configuration is not JSON, or the architecture or model type is unknown.
     """
     labels = {
         "id2label": dict(enumerate(images.label_names)),
@@ -120,8 +124,10 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
         raise ValueError(
             f"--model_config is neither JSON nor the path of a JSON file: {given!r} ({error})."
         ) from error
-    values.setdefault("num_channels", images.num_channels)
-    config = AutoConfig.for_model(settings.model_type, **values, **labels)
+    if settings.architecture is not None:
+        values = architecture_config(settings.architecture) | values
+    values = {"model_type": settings.model_type, "num_channels": images.num_channels} | values
+    config = AutoConfig.for_model(**values, **labels)
     if hasattr(config, "image_size"):
         config.image_size = settings.image_size
     with seeded(settings.seed):
