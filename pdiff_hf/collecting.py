@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from .architectures import ARCHITECTURES, architecture_config
 from .batches import LabelledData
 from .checkpoints import CheckpointRecorder, Checkpoints, interleaved_splits
+from .datasets_by_name import DATASETS
 from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
 from .inference import network_predictions
 from .loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
@@ -27,13 +28,16 @@ BATCHES, TRAJECTORY = 0, 1  # streams of step-seeded randomness
 class CollectionSettings:
     """Which network is trained on which images, and what is recorded of it."""
 
-    dataset_name: str = setting("digits", "`digits` (embedded), a folder of images or parquet files, or a Hub id.")
+    dataset_name: str = setting(
+        "digits", f"`digits` (embedded), {', '.join(DATASETS)}, a folder of images or parquet files, or a Hub id."
+    )
     image_size: int = setting(32, "Height and width of the network's input in pixels.")
     image_column: str | None = setting(None, "Column of the images; found by its type.")
     label_column: str | None = setting(None, "Column of the labels; found by its type.")
     validation_fraction: float = setting(0.1, "Share of the train images, if the data set has no validation split.")
     split_seed: int = setting(0, "Decides which images are train, validation and test.")
     max_train_images: int | None = setting(None, "Use at most so many train images.")
+    max_eval_images: int | None = setting(None, "Use at most so many validation and so many test images.")
 
     model_name_or_path: str | None = setting(None, "A trained classifier: Hub id or folder; otherwise --model_type.")
     architecture: str | None = setting(
@@ -75,6 +79,7 @@ def load_images_of(settings: CollectionSettings) -> ImageData:
         image_column=settings.image_column,
         label_column=settings.label_column,
         max_train_images=settings.max_train_images,
+        max_eval_images=settings.max_eval_images,
     )
 
 
