@@ -113,7 +113,16 @@ class AdaptedModel(PreTrainedModel):
 
 
 def as_target(model: nn.Module) -> PreTrainedModel:
-    """Returns a network that a pipeline can hold: what PEFT made wrapped, everything else as it is."""
+    """Returns a network that a pipeline can hold: what PEFT made wrapped, everything else as it is.
+
+    Raises:
+        LayoutError: If the network cannot be saved with its adapter.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise LayoutError(
+            f"The adapter of this {type(model).__name__} was put in by its own add_adapter, with which transformers "
+            "saves no base; put it in with peft.get_peft_model."
+        )
     return AdaptedModel.wrap(model) if hasattr(model, "get_base_model") else cast(PreTrainedModel, model)
 
 

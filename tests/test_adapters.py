@@ -19,6 +19,9 @@ from pdiff_hf import (
     Checkpoints,
     LayoutError,
     PDiffPipeline,
+    TensorData,
+    TensorSplit,
+    audit,
     draw_network,
     fit,
     load_checkpoints,
@@ -208,3 +211,30 @@ def test_directions_of_a_lora_may_be_permuted_and_rescaled():
     pairs = [layer for layer in symmetries.layers if "lora_A" in layer.incoming[0] and "lora_B" in layer.outgoing]
     assert len(pairs) == 4
     assert all(layer.rescalable for layer in pairs)
+
+
+def test_adapter_that_transformers_put_in_is_refused(tiny_vit):
+    tiny_vit._hf_peft_config_loaded = True  # what add_adapter leaves behind; it asks for a newer PEFT than there is
+
+    with pytest.raises(LayoutError, match="its own add_adapter"):
+        CheckpointRecorder(tiny_vit, "*lora_*")
+
+
+def test_adapters_are_audited(tiny_recipe):
+    model, inputs = adapt("bert-lora")
+    checkpoints = record(model, inputs)
+    pipe = fit(checkpoints, tiny_recipe)
+    split = TensorSplit(dict(texts(20, seed=5)), torch.arange(20) % CLASSES)
+
+    answer = audit(
+        pipe(4).parameters,
+        checkpoints.zoo.parameters,
+        runs=checkpoints.zoo.run,
+        steps=checkpoints.zoo.step,
+        processor=pipe.processor,
+        model=pipe.target_model,
+        images=TensorData(split, split, split, ["a", "b", "c"]),
+        num_baseline_models=3,
+    )
+
+    assert answer.judged["samples/samples"].accuracy["test"].shape == (4,)
