@@ -13,8 +13,8 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from pdiff_hf import draw_network, make_processor, network_predictions
+from pdiff_hf.cards import describe_hardware
 from pdiff_hf.evaluation import iou
-from pdiff_hf.modelcards import describe_hardware
 
 
 def main() -> None:

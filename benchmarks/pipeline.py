@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from pdiff_hf import PDiffPipeline
-from pdiff_hf.modelcards import describe_hardware
+from pdiff_hf import PDiffPipeline, PDiffPipelineOutput
+from pdiff_hf.cards import describe_hardware
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
@@ -37,6 +37,8 @@ def main() -> None:
     started = time.perf_counter()
     pipe = PDiffPipeline.from_pretrained(arguments.pipeline)
     out = pipe(num_models=10, generator=torch.Generator().manual_seed(0))
+    assert isinstance(out, PDiffPipelineOutput)
+    assert out.models is not None
     networks = list(out.models)
     first = time.perf_counter() - started
     config = networks[0].config

@@ -11,11 +11,11 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pdiff_hf import CollectionSettings, collect, fit
+from pdiff_hf.cards import describe_hardware
 from pdiff_hf.collecting import load_images_of, load_target
 from pdiff_hf.evaluation import evaluate
 from pdiff_hf.evaluation.plots import draw_distribution
 from pdiff_hf.folders import replace_folder
-from pdiff_hf.modelcards import describe_hardware
 
 
 def main() -> None:

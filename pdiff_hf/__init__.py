@@ -6,12 +6,22 @@ from . import _registration  # noqa: F401  (before any component: their names ar
 
 from .adapters import AdaptedModel
 from .batches import TensorData, TensorSplit
-from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointZoo, load_checkpoints
+from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
 from .evaluation import Audit, audit
 from .fitting import fit, fit_autoencoder, fit_denoiser
+from .hub_client import (
+    CorruptFileError,
+    HubAccessError,
+    HubConflictError,
+    HubError,
+    HubNotFoundError,
+    HubQuotaError,
+    HubUnreachableError,
+)
 from .images import ImageData, load_images
 from .inference import network_logits, network_predictions
+from .merging import append_checkpoints, merge_checkpoints
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
@@ -19,7 +29,9 @@ from .modeling_mlp_denoiser import MLPParameterDenoiser
 from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
 from .pipeline_pdiff import PDiffPipeline
 from .processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
+from .safe_files import BrokenFileError, UnsafeFileError
 from .settings import Recipe, load_recipe
+from .sharing import share
 from .targets import (
     AnyTargetModel,
     ConvNetConfig,
@@ -38,14 +50,23 @@ __all__ = [
     "AdaptedModel",
     "AnyTargetModel",
     "Audit",
+    "BrokenFileError",
     "CheckpointCallback",
     "CheckpointRecorder",
     "CheckpointZoo",
     "Checkpoints",
+    "CheckpointsError",
     "CollectionSettings",
     "ConvNetConfig",
     "ConvNetForImageClassification",
+    "CorruptFileError",
     "DrawnNetworks",
+    "HubAccessError",
+    "HubConflictError",
+    "HubError",
+    "HubNotFoundError",
+    "HubQuotaError",
+    "HubUnreachableError",
     "ImageData",
     "LayoutError",
     "LinearParameterAutoencoder",
@@ -62,6 +83,8 @@ __all__ = [
     "TensorData",
     "TensorSplit",
     "UnknownTargetError",
+    "UnsafeFileError",
+    "append_checkpoints",
     "audit",
     "collect",
     "draw_network",
@@ -72,6 +95,8 @@ __all__ = [
     "load_images",
     "load_recipe",
     "make_processor",
+    "merge_checkpoints",
     "network_logits",
     "network_predictions",
+    "share",
 ]

@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import nn
 from transformers import PreTrainedModel
 
 from .adapters import as_target
+from .cards import has_own_card, write_checkpoints_card
+from .checkpoint_shards import CheckpointsError, checkpoint_features, read_shards, write_shards
 from .folders import replace_folder, write_json
+from .hub_files import RepositoryFiles
 from .processing_parameters import ParameterProcessor
-from .targets import draw_network, load_target_model, make_processor
+from .safe_files import BrokenFileError, build, load_network, read_json
+from .sharing import share
+from .targets import draw_network, make_processor, target_class
 
 SPLITS = ("train", "validation", "test")
-SHARD_BYTES = 500 * 2**20
-ROW_GROUP_BYTES = 64 * 2**20
-
-
-class CheckpointsError(ValueError):
-    """A checkpoints dataset is missing, incomplete or empty."""
-
-
-def checkpoint_features(parameter_dim: int) -> datasets.Features:
-    """Returns the columns of a checkpoints dataset; one row is one checkpoint."""
-    return datasets.Features(
-        {
-            "parameters": datasets.List(datasets.Value("float32"), length=parameter_dim),
-            "run": datasets.Value("string"),
-            "step": datasets.Value("int32"),
-            "seed": datasets.Value("int64"),
-            "validation_accuracy": datasets.Value("float32"),
-            "validation_loss": datasets.Value("float32"),
-        }
-    )
+COLUMNS = ("run", "step", "seed", "validation_accuracy", "validation_loss")
+DATASET_FILES = (
+    "data/*.parquet",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "collection.json",
+    "target_model/*.json",
+    "target_model/*.safetensors",
+)
 
 
 @dataclass
@@ -65,12 +53,20 @@ class CheckpointZoo:
     def __len__(self) -> int:
         return len(self.run)
 
+    @property
+    def columns(self) -> dict[str, list]:
+        """What is known of each checkpoint, by the names of the dataset's columns."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
     def take(self, chosen: Sequence[bool]) -> CheckpointZoo:
         """Returns the checkpoints for which `chosen`, one for each, is true."""
-        rows = [i for i, keep in enumerate(chosen) if keep]
-        columns = ("run", "step", "seed", "validation_accuracy", "validation_loss")
+        return self.rows([i for i, keep in enumerate(chosen) if keep])
+
+    def rows(self, indices: Sequence[int]) -> CheckpointZoo:
+        """Returns the checkpoints at `indices`, in that order."""
         return CheckpointZoo(
-            self.parameters[rows], **{name: [getattr(self, name)[i] for i in rows] for name in columns}
+            self.parameters[list(indices)],
+            **{name: [values[i] for i in indices] for name, values in self.columns.items()},
         )
 
 
@@ -118,37 +114,39 @@ class Checkpoints:
             (temporary / "data").mkdir()
             for split, zoo in self.splits.items():
                 if len(zoo):
-                    _write_shards(temporary / "data", split, zoo)
+                    write_shards(temporary / "data", split, zoo.parameters, zoo.columns)
             self.processor.save_pretrained(temporary)
             average.save_pretrained(temporary / "target_model")
             if self.preprocessing:
                 write_json(temporary / "preprocessor_config.json", self.preprocessing)
             write_json(temporary / "collection.json", self.collection)
+            if not has_own_card(folder):
+                features = checkpoint_features(self.processor.parameter_dim)._to_yaml_list()
+                target_class = type(self.target_model).__name__
+                write_checkpoints_card(temporary, self.processor, target_class, self.splits, features, self.collection)
 
-
-def _write_shards(folder: Path, split: str, zoo: CheckpointZoo) -> None:
-    count, width = zoo.parameters.shape
-    shards = max(1, math.ceil(zoo.parameters.nbytes / SHARD_BYTES))
-    schema = checkpoint_features(width).arrow_schema
-    for i, rows in enumerate(np.array_split(np.arange(count), shards)):
-        values = zoo.parameters[rows[0] : rows[-1] + 1].to(torch.float32).contiguous().numpy()
-        columns = {"parameters": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)}
-        for name in schema.names[1:]:
-            columns[name] = pa.array(getattr(zoo, name)[rows[0] : rows[-1] + 1])
-        # Without dictionary encoding and with the bytes of the floats split into streams, zstd finds something.
-        pq.write_table(
-            pa.table(columns).cast(schema),
-            folder / f"{split}-{i:05d}-of-{shards:05d}.parquet",
-            compression="zstd",
-            use_dictionary=["run"],
-            column_encoding={"parameters.list.element": "BYTE_STREAM_SPLIT"},
-            row_group_size=max(1, ROW_GROUP_BYTES // (4 * width)),
-            write_page_index=True,
-        )
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Pushes the dataset with its card, in one commit; takes and returns what `pdiff_hf.share` does."""
+        with tempfile.TemporaryDirectory() as temporary:
+            self.save(f"{temporary}/checkpoints")
+            return share(
+                f"{temporary}/checkpoints", repo_id, private=private, token=token, commit_message=commit_message
+            )
 
 
 def load_checkpoints(
-    dataset_name: str | os.PathLike, target_model: PreTrainedModel | None = None, revision: str | None = None
+    dataset_name: str | os.PathLike,
+    target_model: PreTrainedModel | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Checkpoints:
     """Reads a checkpoints dataset from a folder, or from the Hub.
 
@@ -156,65 +154,50 @@ def load_checkpoints(
         dataset_name: A folder that `Checkpoints.save` wrote, or the id of a dataset repository.
         target_model: The target, if its class is neither in transformers nor defined in this process.
         revision: Branch, tag or commit on the Hub.
+        token: A token that may read it; by default the stored one.
+        cache_dir: The cache's folder.
 
     Raises:
-        CheckpointsError: If files are missing or the zoo is empty.
+        CheckpointsError: If files are missing or damaged, or the zoo is empty.
+        HubError: If it cannot be fetched; the subclasses of `pdiff_hf.hub_client` say why.
         UnknownTargetError: If the target's class is not to be found.
     """
-    folder = Path(dataset_name)
+    folder, name = Path(dataset_name), str(dataset_name)
     if not folder.is_dir():
-        if str(dataset_name).count("/") != 1 or str(dataset_name).startswith((".", "/")):
-            raise CheckpointsError(f"There is no checkpoints dataset at {str(dataset_name)!r}: no such folder.")
-        try:
-            folder = Path(snapshot_download(str(dataset_name), repo_type="dataset", revision=revision))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise CheckpointsError(
-                f"There is no checkpoints dataset at {str(dataset_name)!r}: no such folder, and none that can be "
-                "read on the Hub."
-            ) from error
+        how: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        repository = RepositoryFiles.named(name, repo_type="dataset", **how)
+        folder = repository.download(DATASET_FILES)
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
             f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "
             "training/collect_checkpoints.py or CheckpointRecorder.save makes one."
         )
-    processor = ParameterProcessor.from_pretrained(folder)
-    splits = {split: _read_shards(folder, split, processor) for split in SPLITS}
+    processor = build(
+        ParameterProcessor, read_json(folder / "processor_config.json"), f"the layout in {str(folder)!r}"
+    )
+    splits = {}
+    for split in SPLITS:
+        parameters, columns = read_shards(folder, split, processor)
+        splits[split] = CheckpointZoo(parameters, **columns)
     if not len(splits["train"]):
         raise CheckpointsError(f"The train split of {str(dataset_name)!r} holds no checkpoints.")
     if target_model is None:
-        target_model = load_target_model(folder / "target_model")
+        config = read_json(folder / "target_model" / "config.json")
+        target_model = load_network(folder / "target_model", target_class(config))
     return Checkpoints(
         splits=splits,
         processor=processor,
         target_model=target_model.eval(),
-        preprocessing=_read_json(folder / "preprocessor_config.json"),
-        collection=_read_json(folder / "collection.json"),
+        preprocessing=_read_mapping(folder / "preprocessor_config.json"),
+        collection=_read_mapping(folder / "collection.json"),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _read_shards(folder: Path, split: str, processor: ParameterProcessor) -> CheckpointZoo:
-    shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
-    expected = int(shards[0].stem.rpartition("-")[2]) if shards else 0
-    if len(shards) != expected:
-        raise CheckpointsError(f"{str(folder)!r} has {len(shards)} of the {expected} shards of its {split} split.")
-    schema = checkpoint_features(processor.parameter_dim).arrow_schema
-    tables = [pq.read_table(shard) for shard in shards]
-    for shard, table in zip(shards, tables, strict=True):
-        if not table.schema.equals(schema):
-            raise CheckpointsError(
-                f"{shard.name} has the columns {table.schema.names} with vectors of type "
-                f"{table.schema.field('parameters').type if 'parameters' in table.schema.names else 'none'}, but the "
-                f"layout asks for {schema.names} with {schema.field('parameters').type}."
-            )
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
-    values = table["parameters"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    parameters = torch.from_numpy(values.reshape(-1, processor.parameter_dim).copy())
-    processor.check(parameters)
-    return CheckpointZoo(parameters, **{name: table[name].to_pylist() for name in schema.names[1:]})
+def _read_mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise BrokenFileError(f"{str(path)!r} must hold a mapping, but holds a {type(content).__name__}.")
+    return content
 
 
 class CheckpointRecorder:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from .architectures import ARCHITECTURES, architecture_config
 from .batches import LabelledData
+from .cards import describe_hardware
 from .checkpoints import CheckpointRecorder, Checkpoints, interleaved_splits
 from .datasets_by_name import DATASETS
 from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
@@ -202,7 +203,8 @@ def collect(
         )
 
     checkpoints = recorder.checkpoints(
-        preprocessing=images.preprocessing.to_dict(), collection={"settings": asdict(settings), "costs": costs}
+        preprocessing=images.preprocessing.to_dict(),
+        collection={"settings": asdict(settings), "costs": costs, "hardware": describe_hardware()},
     )
     started = time.perf_counter()
     measure_checkpoints(checkpoints, images)

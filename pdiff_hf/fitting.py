@@ -16,9 +16,9 @@ from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from .cards import describe_hardware, published_name
 from .checkpoints import Checkpoints
 from .loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
-from .modelcards import describe_hardware
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
@@ -47,9 +47,14 @@ def fit(checkpoints: Checkpoints, recipe: str | Recipe = "fast") -> PDiffPipelin
         A pipeline, ready to draw and to be saved.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    watch = Stopwatch()
     autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder)
+    first_stage = {"settings": asdict(recipe.autoencoder), "seconds": watch.seconds}
+    watch = Stopwatch()
     denoiser, scheduler = fit_denoiser(encode_zoo(autoencoder, checkpoints), recipe.denoiser)
-    return assemble_pipeline(checkpoints, autoencoder, denoiser, scheduler, recipe.denoiser)
+    pipe = assemble_pipeline(checkpoints, autoencoder, denoiser, scheduler, recipe.denoiser)
+    pipe.metrics = describe_fit(checkpoints, first_stage, recipe.denoiser, watch.seconds)
+    return pipe
 
 
 def fit_autoencoder(
@@ -247,7 +252,8 @@ def describe_fit(
         "version": 1,
         "generator": generator,
         "data": {
-            "dataset_name": Path(collected["dataset_name"]).name if collected else None,
+            "dataset_name": published_name(collected["dataset_name"]) if collected else None,
+            "checkpoints": checkpoints.collection.get("repo_id"),
             "zoo_count": len(checkpoints.zoo),
             "collection": collected,
         },

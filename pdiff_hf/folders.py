@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
@@ -28,10 +29,10 @@ def require_writable_folder(folder: str | os.PathLike) -> None:
 
 
 @contextmanager
-def replace_folder(folder: str | os.PathLike) -> Iterator[Path]:
+def replace_folder(folder: str | os.PathLike, stale: str | None = None) -> Iterator[Path]:
     """Yields an empty temporary folder that takes the place of `folder` when the block ends without an error.
 
-    Files and folders of the old one that the new one does not have are carried over.
+    Files and folders of the old one that the new one does not have are carried over, but for those that match `stale`.
 
     Raises:
         UnwritableFolderError: If the parent folder cannot be made or written to, or `folder` is a file.
@@ -45,7 +46,7 @@ def replace_folder(folder: str | os.PathLike) -> Iterator[Path]:
         temporary.chmod(0o755)
         if folder.exists():
             for kept in folder.iterdir():
-                if not (temporary / kept.name).exists():
+                if not (temporary / kept.name).exists() and not (stale and fnmatchcase(kept.name, stale)):
                     copy = shutil.copytree if kept.is_dir() else shutil.copy2
                     copy(kept, temporary / kept.name)
             old = _temporary_beside(folder)

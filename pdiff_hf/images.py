@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn import functional
@@ -195,7 +196,7 @@ def _load_dataset(
         )
     try:
         loaded = datasets.load_dataset(name) if known is None else known.load()
-    except (FileNotFoundError, datasets.exceptions.DataFilesNotFoundError, ValueError, ConnectionError) as error:
+    except (FileNotFoundError, ValueError, ConnectionError, HfHubHTTPError) as error:
         here = "is not a folder here" if not os.path.isdir(name) else "is a folder without readable data files"
         hub_id = "" if known is None else f", stands for {known.hub_id!r}"
         raise ImageDataError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -14,10 +17,14 @@ from transformers import PreTrainedModel
 
 from .adapters import AdaptedModel
 from .batches import Inputs
+from .cards import write_network_card
 from .folders import replace_folder, write_json
 from .inference import network_logits
 from .processing_parameters import ParameterProcessor
+from .sharing import share
 from .targets import draw_network
+
+NUMBERED = "[0-9][0-9][0-9][0-9][0-9]"  # names of the folders of drawn networks
 
 
 class DrawnNetworks(Sequence[PreTrainedModel]):
@@ -88,7 +95,7 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
         return network_logits(self.target_model, self.processor, self.parameters, inputs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Writes one folder per network, `00000/`, `00001/`, …, that plain transformers loads.
+        """Writes one folder per network, `00000/`, `00001/`, …, that plain transformers loads, and a card.
 
         Each holds the whole network with its labels, the preprocessing of its images and `provenance.json`. Of a
         network with an adapter it is the adapter alone, which `PeftModel.from_pretrained(base, folder)` loads.
@@ -96,16 +103,73 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
         Raises:
             UnwritableFolderError: If the folder cannot be written.
         """
-        with replace_folder(save_directory) as folder:
+        with replace_folder(save_directory, stale=NUMBERED) as folder:
             for i in range(len(self)):
-                network = self[i]
-                if isinstance(network, AdaptedModel):
-                    network.save_adapter(folder / f"{i:05d}")
-                else:
-                    network.save_pretrained(folder / f"{i:05d}")
-                if self.preprocessing:
-                    write_json(folder / f"{i:05d}" / "preprocessor_config.json", self.preprocessing)
-                write_json(folder / f"{i:05d}" / "provenance.json", self.provenance[i])
+                self.write_network(i, folder / f"{i:05d}")
+            self.write_card(folder, self.provenance)
+
+    def save_network(self, index: int, save_directory: str | os.PathLike) -> None:
+        """Writes one network to the root of a folder, as a repository of its own has it, with a card.
+
+        Raises:
+            IndexError: If there is no such network.
+            UnwritableFolderError: If the folder cannot be written.
+        """
+        with replace_folder(save_directory) as folder:
+            self.write_network(index, folder)
+            self.write_card(folder, [self.provenance[index]], subfolders=False)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        one_repository_each: bool = False,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> list[str]:
+        """Pushes the networks: into subfolders `00000/`, … of one repository, or each into one of its own.
+
+        Args:
+            repo_id: For example `"org/drawn"`.
+            one_repository_each: Push to `org/drawn-00000`, `org/drawn-00001`, … instead, where
+                `AutoModel….from_pretrained` and `transformers.pipeline` need no subfolder.
+            private: See `pdiff_hf.share`.
+            token: See `pdiff_hf.share`.
+            commit_message: See `pdiff_hf.share`.
+
+        Returns:
+            The addresses of the commits.
+
+        Raises:
+            HubError: One of its subclasses.
+        """
+        pushing: dict[str, Any] = {"private": private, "token": token, "commit_message": commit_message}
+        commits = []
+        with tempfile.TemporaryDirectory() as temporary:
+            if not one_repository_each:
+                self.save_pretrained(f"{temporary}/drawn")
+                return [share(f"{temporary}/drawn", repo_id, **pushing)]
+            for i in range(len(self)):
+                self.save_network(i, f"{temporary}/{i}")
+                commits.append(share(f"{temporary}/{i}", f"{repo_id}-{i:05d}", **pushing))
+                shutil.rmtree(f"{temporary}/{i}")
+        return commits
+
+    def write_card(self, folder: Path, provenance: list[dict[str, Any]], subfolders: bool = True) -> None:
+        """Writes the card of networks in `00000/`, `00001/`, …, or of one at the root, into an existing folder."""
+        write_network_card(folder, provenance, type(self.target_model).__name__, subfolders)
+
+    def write_network(self, index: int, folder: Path) -> None:
+        """Writes the files of one network, without a card."""
+        network = self[index]
+        if isinstance(network, AdaptedModel):
+            network.save_adapter(folder)
+        else:
+            network.save_pretrained(folder)
+        if self.preprocessing:
+            write_json(folder / "preprocessor_config.json", self.preprocessing)
+        write_json(folder / "provenance.json", self.provenance[index])
 
 
 @dataclass
@@ -129,6 +193,10 @@ class PDiffPipelineOutput(BaseOutput):
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes one transformers folder per network; see `DrawnNetworks.save_pretrained`."""
         self._networks().save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> list[str]:
+        """Pushes the networks to the Hub; see `DrawnNetworks.push_to_hub`."""
+        return self._networks().push_to_hub(repo_id, **kwargs)
 
     def _networks(self) -> DrawnNetworks:
         if self.models is None:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
-from .folders import write_json
 from .modeling_autoencoder import ParameterAutoencoder
 from .modeling_denoiser import ParameterDenoiser
 from .modeling_linear_autoencoder import LinearParameterAutoencoder
 from .modeling_mlp_denoiser import MLPParameterDenoiser
 from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
+from .pipeline_sharing import SharedPipeline
 from .processing_parameters import ParameterProcessor
 
 OUTPUT_TYPES = ("model", "pt", "np", "latent")
 
 
-class PDiffPipeline(DiffusionPipeline):
+class PDiffPipeline(SharedPipeline):
     """Draws parameter subsets from noise (Neural Network Diffusion, arXiv 2402.13144) and puts them into a network.
 
     Args:
@@ -218,12 +216,6 @@ class PDiffPipeline(DiffusionPipeline):
             )
             yield cast(PDiffPipelineOutput, output)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Saves the pipeline, with `preprocessor_config.json` at the root, the only place it is downloaded from."""
-        if self.config.image_processor_config:
-            write_json(Path(save_directory) / "preprocessor_config.json", dict(self.config.image_processor_config))
-        super().save_pretrained(save_directory, *args, **kwargs)
-
     def _provenance(
         self,
         num_models: int,
@@ -232,7 +224,8 @@ class PDiffPipeline(DiffusionPipeline):
         temperature: float,
     ) -> list[dict[str, Any]]:
         shared = {
-            "generator": str(self.name_or_path) or None,
+            "generator": self._source.repo_id if self._source else None,
+            "revision": self._source.commit if self._source else None,
             "scheduler": type(self.scheduler).__name__,
             "num_inference_steps": num_inference_steps,
             "temperature": temperature,

@@ -14,6 +14,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from .folders import shipped_folder
+from .hub_files import prepare_repository
+from .sharing import share
 
 RECIPES = ("fast", "paper")
 
@@ -128,6 +130,41 @@ def _settings(cls: type[Settings], values: dict[str, Any], where: str) -> Settin
 class _RecipeParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise argparse.ArgumentError(None, message)
+
+
+@dataclass
+class HubSettings:
+    """Whether a script shares its result on the Hub."""
+
+    push_to_hub: bool = setting(False, "Push the result to the Hub.")
+    hub_model_id: str | None = setting(None, "The repository, `org/name`; by default the name of the output folder.")
+    hub_token: str | None = field(
+        default=None, repr=False, metadata={"help": "A token with write access; by default the stored one."}
+    )
+    hub_private_repo: bool = setting(False, "Make the repository private.")
+
+    def prepare_push(self, folder: str, repo_type: str) -> None:
+        """Makes the repository before the work is done, so that a wrong token is found before it costs a training.
+
+        Raises:
+            HubError: If the repository cannot be made or written to.
+        """
+        if self.push_to_hub:
+            private = True if self.hub_private_repo else None
+            self.hub_model_id = prepare_repository(
+                self.hub_model_id or Path(folder).name, repo_type, private, self.hub_token
+            )
+
+    def push(self, folder: str) -> None:
+        """Pushes a folder, if asked to, and says where it is.
+
+        Raises:
+            HubError: If it cannot be pushed; running the script again, or `pdiff-hf push`, completes it.
+        """
+        if self.push_to_hub:
+            private = True if self.hub_private_repo else None
+            address = share(folder, self.hub_model_id or Path(folder).name, private=private, token=self.hub_token)
+            print(f"Pushed: {address}")
 
 
 @dataclass

@@ -91,10 +91,19 @@ def load_target_model(folder: str | os.PathLike, **kwargs: Any) -> PreTrainedMod
     Raises:
         UnknownTargetError: If there is no such class; hand such a network over as `target_model=…`.
     """
-    config_file = Path(folder) / "config.json"
-    values = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return target_class(config).from_pretrained(folder, **kwargs)
+
+
+def target_class(config: Any) -> type[PreTrainedModel]:
+    """Returns the class of a saved target by the content of its `config.json`; see `load_target_model`.
+
+    Raises:
+        UnknownTargetError: If there is none.
+    """
+    values = config if isinstance(config, dict) else {}
     names = values.get("architectures") or ["network without a name"]
-    return find_model_class(names[0], values.get("model_type")).from_pretrained(folder, **kwargs)
+    return find_model_class(str(names[0]), values.get("model_type"))
 
 
 def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:

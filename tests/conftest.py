@@ -1,19 +1,19 @@
-"""Tiny real targets, zoos and pipelines, and an environment without network."""
+"""Tiny real targets, zoos and pipelines, and a Hub on this machine in place of the network."""
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 
-# Read once at import by the libraries below.
+from hub.environment import start_session_hub
+
+# The libraries below read once, at their import, which Hub there is.
 HF_HOME = tempfile.TemporaryDirectory(prefix="pdiff-hf-tests-")
-os.environ["HF_HOME"] = HF_HOME.name
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TQDM_DISABLE"] = "1"
+SESSION_HUB = start_session_hub(HF_HOME.name)
 
 # ruff: noqa: E402
 import dataclasses
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from hub.server import Hub
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -121,6 +122,28 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """The Hub that the libraries talk to, with nothing in its log and no failure planned."""
+    SESSION_HUB.reset()
+    yield SESSION_HUB
+    SESSION_HUB.reset()
+
+
+@pytest.fixture
+def repo_id() -> str:
+    """The id of a repository that alice, whose token is "hf_alice", may make."""
+    return f"alice/{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path) -> Path:
+    """A folder to download to that holds nothing yet."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    return cache
 
 
 @pytest.fixture

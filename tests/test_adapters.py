@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import peft
 import pytest
 import torch
 from conftest import build
+from huggingface_hub import hf_hub_download
 from test_batches import CLASSES, LENGTH, WORDS, texts
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
@@ -238,3 +240,21 @@ def test_adapters_are_audited(tiny_recipe):
     )
 
     assert answer.judged["samples/samples"].accuracy["test"].shape == (4,)
+
+
+def test_adapters_go_over_the_hub(tiny_recipe, hub, repo_id, empty_cache):
+    model, inputs = adapt("bert-lora")
+    pipe = fit(record(model, inputs), tiny_recipe)
+
+    pipe.push_to_hub(repo_id, token="hf_alice")
+    loaded = PDiffPipeline.from_pretrained(repo_id, token="hf_alice", cache_dir=empty_cache)
+    out = loaded(2, generator=torch.Generator().manual_seed(0))
+    out.push_to_hub(f"{repo_id}-drawn", token="hf_alice")
+
+    drawn = peft.PeftModel.from_pretrained(
+        bert()[0], f"{repo_id}-drawn", subfolder="00001", token="hf_alice", cache_dir=empty_cache
+    ).eval()
+    assert torch.allclose(forward(drawn, inputs).logits, out.logits(inputs)[1], atol=1e-5)
+    card = Path(hf_hub_download(f"{repo_id}-drawn", "README.md", token="hf_alice", cache_dir=empty_cache)).read_text()
+    assert "library_name: peft" in card
+    assert f'PeftModel.from_pretrained(base, "{repo_id}-drawn", subfolder="00000")' in card

@@ -124,6 +124,20 @@ def test_pipeline_names_no_module_of_the_users(tiny_recipe, tmp_path):
         pipe = PDiffPipeline.from_pretrained(folder)
 
 
+def test_unknown_class_goes_over_the_hub(tiny_recipe, hub, repo_id, empty_cache):
+    checkpoints = record(build_table())
+    pipe = fit(checkpoints, tiny_recipe)
+
+    checkpoints.push_to_hub(f"{repo_id}-zoo", token="hf_alice")
+    pipe.push_to_hub(repo_id, token="hf_alice")
+    zoo = load_checkpoints(f"{repo_id}-zoo", token="hf_alice", cache_dir=empty_cache)
+    loaded = PDiffPipeline.from_pretrained(repo_id, token="hf_alice", cache_dir=empty_cache)
+    out, expected = (p(2, generator=torch.Generator().manual_seed(0)) for p in (loaded, pipe))
+
+    assert type(zoo.target_model) is type(loaded.target_model) is TableClassifier
+    assert torch.equal(out.logits(rows(3)), expected.logits(rows(3)))
+
+
 def test_class_defined_twice_is_the_latest(tmp_path):
     class AgainConfig(TableConfig):
         model_type = "test_again"

@@ -32,6 +32,7 @@ from pdiff_hf import (
     load_images,
     network_predictions,
 )
+from pdiff_hf.cards import PICTURES
 from pdiff_hf.evaluation import (
     Evaluation,
     accuracy_statistics,
@@ -52,12 +53,11 @@ from pdiff_hf.evaluation import (
     write_report,
 )
 from pdiff_hf.evaluation.evaluator import TEMPERATURES
-from pdiff_hf.evaluation.plots import PICTURES
 from pdiff_hf.evaluation.report import MEANINGS, baselines_table
 from pdiff_hf.fitting import describe_fit
 from pdiff_hf.folders import write_json
 from pdiff_hf.loops import seeded
-from pdiff_hf.modelcards import add_report, write_checkpoints_card, write_pipeline_card
+from pdiff_hf.modelcards import add_report, write_pipeline_card
 
 SETS = [
     "zoo",
@@ -771,21 +771,9 @@ def test_the_table_of_a_card_ends_before_the_text_that_follows(
     assert lines[rows[-1] + 1] == ""
 
 
-def test_a_report_on_a_hub_id_writes_nothing(
-    evaluation: Evaluation, fitted: dict, tiny_pipeline: PDiffPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
-
-    add_report("org/pipeline", tiny_pipeline, tmp_path, {**fitted, **metrics_of(evaluation)})
-
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_card_of_checkpoints_names_their_splits_and_columns(tiny_checkpoints: Checkpoints, tmp_path: Path):
     tiny_checkpoints.collection["costs"]["trajectory_seconds"] = 2.0
     tiny_checkpoints.save(tmp_path / "checkpoints")
-
-    write_checkpoints_card(tmp_path / "checkpoints", tiny_checkpoints)
 
     metadata, body = front_matter(tmp_path / "checkpoints" / "README.md")
     (config,) = metadata["configs"]

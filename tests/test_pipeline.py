@@ -543,7 +543,7 @@ def test_saved_networks_load_in_plain_transformers(
 
     out.save_pretrained(tmp_path / "drawn")
 
-    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["00000", "00001"]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["00000", "00001", "README.md"]
     for i, seed in enumerate((5, 6)):
         folder = tmp_path / "drawn" / f"{i:05d}"
         loaded = AutoModelForImageClassification.from_pretrained(folder)

@@ -14,25 +14,25 @@ from transformers import HfArgumentParser
 from pdiff_hf.collecting import CollectionSettings, collect, load_images_of, load_target
 from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.loops import TrainingState
-from pdiff_hf.modelcards import write_checkpoints_card
-from pdiff_hf.settings import RunSettings
+from pdiff_hf.settings import HubSettings, RunSettings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and collects; a single trajectory is recorded by the main process, the others wait."""
-    parser = HfArgumentParser((RunSettings, CollectionSettings), description=__doc__)
-    run, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    parser = HfArgumentParser((RunSettings, HubSettings, CollectionSettings), description=__doc__)
+    run, hub, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(
         mixed_precision=run.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))]
     )
     if accelerator.is_main_process:
+        hub.prepare_push(run.output_dir, "dataset")
         images = load_images_of(settings)
         state = TrainingState.from_run(run, all_processes=False)
         checkpoints = collect(images, load_target(settings, images), settings, state)
         checkpoints.save(run.output_dir)
-        write_checkpoints_card(run.output_dir, checkpoints)
         state.clear()
+        hub.push(run.output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

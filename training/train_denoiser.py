@@ -16,11 +16,11 @@ from pdiff_hf.fitting import assemble_pipeline, describe_fit, encode_zoo, fit_de
 from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
 from pdiff_hf.loops import Stopwatch, TrainingState
 from pdiff_hf.modelcards import write_pipeline_card
-from pdiff_hf.settings import DenoiserSettings, RunSettings, parse_with_recipe, setting
+from pdiff_hf.settings import DenoiserSettings, HubSettings, RunSettings, parse_with_recipe, setting
 
 
 @dataclass
-class ScriptSettings(RunSettings):
+class ScriptSettings(HubSettings, RunSettings):
     """What this script takes beside the settings of its stage."""
 
     checkpoints: str = setting("", "The checkpoints dataset: a folder or a Hub id.")
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, settings = parse_with_recipe(ScriptSettings, DenoiserSettings, "denoiser", __doc__, argv)
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
+    if accelerator.is_main_process:
+        run.prepare_push(run.output_dir, "model")
     checkpoints = load_checkpoints(run.checkpoints)
     autoencoder, first_stage = load_autoencoder(run.autoencoder)
     state = TrainingState.from_run(run)
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(folder / "metrics.json", metrics)
             write_pipeline_card(folder, pipe, metrics)
         state.clear()
+        run.push(run.output_dir)
     accelerator.wait_for_everyone()
 
 

@@ -15,13 +15,6 @@ from ..folders import replace_folder
 from ..processing_parameters import ParameterProcessor
 from .evaluator import Evaluation
 
-PICTURES = {
-    "accuracy_similarity.png": "Accuracy against similarity to the zoo",
-    "similarity_matrix.png": "Similarity between the sets",
-    "parameter_distribution.png": "Distribution of the parameters by layer",
-    "reverse_process.png": "Accuracy along the reverse process",
-    "embedding.png": "Zoo, held-out checkpoints and samples in two dimensions",
-}
 # Okabe and Ito's palette; markers differ too.
 STYLE = {
     "zoo": ("zoo", "#999999", "o"),

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..cards import PICTURES
 from ..folders import write_json, write_text
 from ..processing_parameters import ParameterProcessor
 from .evaluator import Evaluation
-from .plots import PICTURES, draw_pictures
+from .plots import draw_pictures
 
 NAMES = {
     "zoo": "zoo (training checkpoints)",
@@ -103,6 +104,19 @@ def baselines_table(metrics: dict[str, Any]) -> str:
             f"{'yes' if row['on_curve'] else ''} |"
         )
     return "\n".join(lines)
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """Says in one sentence what the audit found, for the first paragraph of a card."""
+    word, generated = metrics["verdict"]["word"], metrics["sets"]["generated"]
+    dispersion = generated["dispersion"]
+    return (
+        f"The audit calls it **{word}**: {MEANINGS[word]}. Its networks classify "
+        f"{100 * generated['test']['accuracy']['mean']:.2f} % of the test images on average (the zoo: "
+        f"{100 * metrics['sets']['zoo']['test']['accuracy']['mean']:.2f} %, the plain average of the zoo: "
+        f"{100 * metrics['sets']['average']['test']['accuracy']['mean']:.2f} %), and their predictions disagree "
+        f"F = {dispersion['F']:.2f} times as much as real checkpoints' do."
+    )
 
 
 def summarize(metrics: dict[str, Any]) -> str:

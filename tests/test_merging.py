@@ -1,0 +1,172 @@
+"""Merging checkpoints datasets: shards back into the whole, and every reason not to."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from pdiff_hf import Checkpoints, CheckpointZoo, LayoutError, make_processor
+from pdiff_hf.checkpoints import CheckpointsError
+from pdiff_hf.merging import merge_checkpoints, read_shard
+
+
+def part(whole: Checkpoints, rows: range, shard: str | None = None) -> Checkpoints:
+    """Every split's rows of these numbers, as a dataset of its own."""
+    splits = {
+        name: zoo.rows([i for i in rows if i < len(zoo)]) if len(zoo) else zoo for name, zoo in whole.splits.items()
+    }
+    collection = copy.deepcopy(whole.collection)
+    if shard is not None:
+        collection["runs"] = {"num_runs": 2, "run_shard": shard}
+    return Checkpoints(splits, whole.processor, copy.deepcopy(whole.target_model), whole.preprocessing, collection)
+
+
+def shards(whole: Checkpoints, count: int) -> list[Checkpoints]:
+    return [part(whole, range(i, 24, count), f"{i + 1}/{count}") for i in range(count)]
+
+
+def assert_sentence(error: BaseException) -> None:
+    assert str(error).endswith(".")
+    assert "\n" not in str(error)
+
+
+def assert_same_rows(ours: CheckpointZoo, theirs: CheckpointZoo) -> None:
+    assert torch.equal(ours.parameters, theirs.parameters)
+    for column in ("run", "step", "seed", "validation_accuracy", "validation_loss"):
+        assert getattr(ours, column) == getattr(theirs, column)
+
+
+def test_parts_in_any_order_give_the_whole_sorted_by_run_and_step(tiny_checkpoints: Checkpoints):
+    first, second, third = shards(tiny_checkpoints, 3)
+
+    merged = merge_checkpoints([third, first, second])
+
+    for name, zoo in tiny_checkpoints.splits.items():
+        assert_same_rows(
+            merged.splits[name], zoo.rows(sorted(range(len(zoo)), key=lambda i: (zoo.run[i], zoo.step[i])))
+        )
+    assert merged.collection["costs"] == {"target_seconds": 3.0}  # of three parts
+    assert merged.collection["settings"] == tiny_checkpoints.collection["settings"]
+    assert merged.collection["runs"]["run_shard"] is None
+    assert merged.preprocessing == tiny_checkpoints.preprocessing
+
+
+def test_the_target_holds_the_average_of_the_merged_zoo(tiny_checkpoints: Checkpoints):
+    merged = merge_checkpoints(shards(tiny_checkpoints, 2))
+
+    average = merged.processor.flatten(merged.target_model.state_dict())
+    assert torch.equal(average, merged.zoo.parameters.mean(0))
+
+
+def test_parts_whose_targets_hold_their_own_averages_have_one_trunk(tiny_checkpoints: Checkpoints):
+    first, second = shards(tiny_checkpoints, 2)
+    for half in (first, second):
+        half.processor.load_into(half.target_model, half.zoo.parameters.mean(0))
+
+    assert len(merge_checkpoints([first, second]).zoo) == 24
+
+
+def test_missing_and_doubled_shards_are_named(tiny_checkpoints: Checkpoints):
+    given = shards(tiny_checkpoints, 4)
+
+    with pytest.raises(CheckpointsError, match=r"2/4, 4/4 missing and 3/4 doubled") as raised:
+        merge_checkpoints([given[0], given[2], given[2]])
+
+    assert_sentence(raised.value)
+
+
+def test_shards_of_two_divisions_are_refused(tiny_checkpoints: Checkpoints):
+    for others in ([shards(tiny_checkpoints, 3)[1]], [part(tiny_checkpoints, range(1, 24, 2))]):
+        if others[0].collection.get("runs") is None:
+            others[0].collection["runs"] = {"num_runs": 2, "run_shard": None}
+        with pytest.raises(CheckpointsError, match="not parts of one division") as raised:
+            merge_checkpoints([shards(tiny_checkpoints, 2)[0], *others])
+        assert_sentence(raised.value)
+
+
+def test_a_row_that_occurs_twice_is_refused_or_taken_once(tiny_checkpoints: Checkpoints):
+    overlapping = [part(tiny_checkpoints, range(16)), part(tiny_checkpoints, range(10, 24))]
+
+    with pytest.raises(CheckpointsError, match=r"run 'run-0' occurs twice.*dataset 2") as raised:
+        merge_checkpoints(overlapping)
+    merged = merge_checkpoints(overlapping, skip_equal=True)
+
+    assert_sentence(raised.value)
+    assert {name: len(zoo) for name, zoo in merged.splits.items()} == {"train": 24, "validation": 8, "test": 8}
+    appended_twice = merge_checkpoints([merged, overlapping[1]], skip_equal=True)
+    assert_same_rows(appended_twice.zoo, merged.zoo)
+
+
+def test_a_doubled_shard_is_taken_once_if_equal_rows_are(tiny_checkpoints: Checkpoints):
+    first, second = shards(tiny_checkpoints, 2)
+
+    assert len(merge_checkpoints([first, second, first], skip_equal=True).zoo) == 24
+
+
+@pytest.mark.parametrize("difference", ["vector", "split"])
+def test_two_checkpoints_of_one_name_are_always_refused(tiny_checkpoints: Checkpoints, difference: str):
+    other = part(tiny_checkpoints, range(1))
+    if difference == "vector":
+        other.zoo.parameters = other.zoo.parameters + 1e-3
+    else:
+        other.splits = {"train": other.splits["test"], "validation": other.splits["validation"], "test": other.zoo}
+
+    with pytest.raises(
+        CheckpointsError, match=r"Two different checkpoints are called step \d+ of run 'run-0'"
+    ) as raised:
+        merge_checkpoints([tiny_checkpoints, other], skip_equal=True)
+
+    assert_sentence(raised.value)
+
+
+def test_other_layouts_settings_preprocessing_and_trunks_are_refused(tiny_checkpoints: Checkpoints):
+    first, second = part(tiny_checkpoints, range(12)), part(tiny_checkpoints, range(12, 24))
+    weights = make_processor(second.target_model, "classifier.weight")
+    lesser = {n: CheckpointZoo(z.parameters[:, :80], *list(vars(z).values())[1:]) for n, z in second.splits.items()}
+    settings = second.collection["settings"]
+    moved = copy.deepcopy(second.target_model)
+    with torch.no_grad():
+        moved.get_parameter("layers.0.bias")[0] += 1
+    refused = {
+        r"dataset 2 has 80 numbers a vector and the first one 90": {"splits": lesser, "processor": weights},
+        r"preprocessing of dataset 2 .* image_std \[0.5\] instead of \[0.37\]": {
+            "preprocessing": second.preprocessing | {"image_std": [0.5]}
+        },
+        r"collection of dataset 2 .* settings.seed 7 instead of 0": {
+            "collection": {"settings": settings | {"seed": 7}}
+        },
+        r"trunk of dataset 2 .* 'layers.0.bias'": {"target_model": moved},
+    }
+
+    for message, change in refused.items():
+        with pytest.raises((CheckpointsError, LayoutError), match=message) as raised:
+            merge_checkpoints([first, dataclasses.replace(second, **change)])
+        assert_sentence(raised.value)
+    with pytest.raises(CheckpointsError, match="at least one"):
+        merge_checkpoints([])
+
+
+def test_unmeasured_figures_and_unknown_origin_merge(tiny_checkpoints: Checkpoints):
+    first, second = part(tiny_checkpoints, range(12)), part(tiny_checkpoints, range(12, 24))
+    for half in (first, second):
+        half.collection = {}
+        half.zoo.validation_loss = [math.nan] * len(half.zoo)
+
+    merged = merge_checkpoints([first, second])
+
+    assert merged.collection == {}
+    assert all(math.isnan(loss) for loss in merged.zoo.validation_loss)
+
+
+@pytest.mark.parametrize("given", ["0/4", "5/4", "2", "a/b", "2/4/8", ""])
+def test_a_shard_is_written_i_of_n(given: str):
+    assert read_shard("2/4") == (2, 4)
+
+    with pytest.raises(ValueError, match="for example 2/4") as raised:
+        read_shard(given)
+
+    assert_sentence(raised.value)
