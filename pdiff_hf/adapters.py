@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -129,11 +130,11 @@ def as_target(model: nn.Module) -> PreTrainedModel:
 def _build(config: AdaptedConfig) -> Any:
     if not is_peft_available():
         raise ImportError("This target has an adapter, which needs peft: pip install 'pdiff-hf[peft]'.")
-    from peft import get_peft_config, get_peft_model
-
+    # Not by a statement: of exported code, diffusers demands that whatever it imports is installed.
+    peft: Any = importlib.import_module("peft")
     base_values = dict(config.base_config or {})
     base_class = find_model_class(config.base_class, base_values.get("model_type"))
     base = base_class(base_class.config_class.from_dict(base_values))
-    adapter_config = get_peft_config(dict(config.adapter_config or {}))
+    adapter_config = peft.get_peft_config(dict(config.adapter_config or {}))
     base.name_or_path = adapter_config.base_model_name_or_path or ""  # where PEFT takes it from
-    return get_peft_model(base, adapter_config, adapter_name=config.adapter_name, autocast_adapter_dtype=False)
+    return peft.get_peft_model(base, adapter_config, adapter_name=config.adapter_name, autocast_adapter_dtype=False)

@@ -15,7 +15,6 @@ import torch
 from diffusers.utils import BaseOutput
 from transformers import PreTrainedModel
 
-from .adapters import AdaptedModel
 from .batches import Inputs
 from .cards import write_network_card
 from .folders import replace_folder, write_json
@@ -163,10 +162,8 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
     def write_network(self, index: int, folder: Path) -> None:
         """Writes the files of one network, without a card."""
         network = self[index]
-        if isinstance(network, AdaptedModel):
-            network.save_adapter(folder)
-        else:
-            network.save_pretrained(folder)
+        save = getattr(network, "save_adapter", network.save_pretrained)
+        save(folder)
         if self.preprocessing:
             write_json(folder / "preprocessor_config.json", self.preprocessing)
         write_json(folder / "provenance.json", self.provenance[index])
