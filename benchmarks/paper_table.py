@@ -115,7 +115,8 @@ def with_settings(recipe: Recipe, changes: dict[str, dict[str, Any]], seed: int)
 def table(folders: dict[str, Path]) -> str:
     """Returns one row per cell and recipe as a markdown table, accuracies in per cent on the test images."""
     lines = [
-        "| cell | zoo | original: mean, best | average | recipe | generated: mean ± std (seeds), best | R | F | audit | seconds |",
+        "| cell | zoo | original: mean, best | average | recipe | generated: mean ± std (over seeds), best | R | F "
+        "| audit | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, folder in folders.items():

@@ -4,6 +4,8 @@
 from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
 # isort: on
 
+from .adapters import AdaptedModel
+from .batches import TensorData, TensorSplit
 from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, CheckpointZoo, load_checkpoints
 from .collecting import CollectionSettings, collect
 from .collecting_runs import MultiRunSettings, collect_runs
@@ -32,19 +34,25 @@ from .safe_files import BrokenFileError, UnsafeFileError
 from .settings import Recipe, load_recipe
 from .sharing import share
 from .targets import (
+    AnyTargetModel,
     ConvNetConfig,
     ConvNetForImageClassification,
     MLPConfig,
     MLPForImageClassification,
+    UnknownTargetError,
     draw_network,
     make_processor,
 )
+from .trainer_callback import CheckpointCallback
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptedModel",
+    "AnyTargetModel",
     "Audit",
     "BrokenFileError",
+    "CheckpointCallback",
     "CheckpointRecorder",
     "CheckpointZoo",
     "Checkpoints",
@@ -74,6 +82,9 @@ __all__ = [
     "ParameterDenoiser",
     "ParameterProcessor",
     "Recipe",
+    "TensorData",
+    "TensorSplit",
+    "UnknownTargetError",
     "UnsafeFileError",
     "append_checkpoints",
     "audit",

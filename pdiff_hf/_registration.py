@@ -15,6 +15,8 @@ COMPONENTS = (
     "ParameterProcessor",
     "MLPForImageClassification",
     "ConvNetForImageClassification",
+    "AdaptedModel",
+    "AnyTargetModel",
 )
 
 LOADABLE_CLASSES["pdiff_hf"] = {name: ["save_pretrained", "from_pretrained"] for name in COMPONENTS}

@@ -105,8 +105,8 @@ def write_network_card(
     generator = provenance[0]["generator"]
     card_data = ModelCardData(
         license=LICENSE,
-        library_name="transformers",
-        pipeline_tag=IMAGE_CLASSIFICATION,
+        library_name="peft" if target_class == "AdaptedModel" else "transformers",
+        pipeline_tag=IMAGE_CLASSIFICATION if "ImageClassification" in target_class else None,
         tags=[*TAGS, "generated-by-pdiff"],
         base_model=generator,
     )

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
+from .adapters import as_target
 from .cards import has_own_card, write_checkpoints_card
 from .checkpoint_shards import CheckpointsError, checkpoint_features, read_shards, write_shards
 from .folders import replace_folder, write_json
@@ -20,7 +22,7 @@ from .hub_files import RepositoryFiles
 from .processing_parameters import ParameterProcessor
 from .safe_files import BrokenFileError, build, load_network, read_json
 from .sharing import share
-from .targets import draw_network, make_processor
+from .targets import draw_network, make_processor, target_class
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("run", "step", "seed", "validation_accuracy", "validation_loss")
@@ -150,7 +152,7 @@ def load_checkpoints(
 
     Args:
         dataset_name: A folder that `Checkpoints.save` wrote, or the id of a dataset repository.
-        target_model: The target, if its class is not one that `AutoModelForImageClassification` knows.
+        target_model: The target, if its class is neither in transformers nor defined in this process.
         revision: Branch, tag or commit on the Hub.
         token: A token that may read it; by default the stored one.
         cache_dir: The cache's folder.
@@ -158,6 +160,7 @@ def load_checkpoints(
     Raises:
         CheckpointsError: If files are missing or damaged, or the zoo is empty.
         HubError: If it cannot be fetched; the subclasses of `pdiff_hf.hub_client` say why.
+        UnknownTargetError: If the target's class is not to be found.
     """
     folder, name = Path(dataset_name), str(dataset_name)
     if not folder.is_dir():
@@ -179,7 +182,8 @@ def load_checkpoints(
     if not len(splits["train"]):
         raise CheckpointsError(f"The train split of {str(dataset_name)!r} holds no checkpoints.")
     if target_model is None:
-        target_model = load_network(folder / "target_model", AutoModelForImageClassification)
+        config = read_json(folder / "target_model" / "config.json")
+        target_model = load_network(folder / "target_model", target_class(config))
     return Checkpoints(
         splits=splits,
         processor=processor,
@@ -208,13 +212,13 @@ class CheckpointRecorder:
     ```
 
     Args:
-        model: The network in training; it is read, never changed.
-        subset: A preset (`last_norms`, `head`, `full`) or fnmatch patterns on `state_dict()` names.
+        model: The network in training, or what PEFT made of it; it is read, never changed.
+        subset: A preset (`last_norms`, `head`, `adapter`, `full`) or fnmatch patterns on `state_dict()` names.
     """
 
-    def __init__(self, model: PreTrainedModel, subset: str | Sequence[str]) -> None:
-        self.model = model
-        self.processor = make_processor(model, subset)
+    def __init__(self, model: nn.Module, subset: str | Sequence[str]) -> None:
+        self.model = as_target(model)
+        self.processor = make_processor(self.model, subset)
         self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
 
     def record(self, step: int, split: str = "train", run: str = "run-0", seed: int = 0) -> None:
@@ -233,6 +237,15 @@ class CheckpointRecorder:
             raise CheckpointsError(f"There is no split {split!r}; a checkpoint belongs to one of {list(SPLITS)}.")
         vector = self.processor.flatten(self.model.state_dict()).cpu()
         self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed})
+
+    def follow(self, model: nn.Module) -> None:
+        """Records another network of the same layout from now on, such as that of a further run.
+
+        Raises:
+            LayoutError: If it is of another layout.
+        """
+        self.processor.check_model(as_target(model))
+        self.model = as_target(model)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows, for `Accelerator.register_for_checkpointing`."""

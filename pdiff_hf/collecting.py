@@ -12,8 +12,11 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
+from .architectures import ARCHITECTURES, architecture_config
+from .batches import LabelledData
 from .cards import describe_hardware
 from .checkpoints import CheckpointRecorder, Checkpoints, interleaved_splits
+from .datasets_by_name import DATASETS
 from .images import ImageData, ImageSplit, Preprocessing, augment, load_images
 from .inference import network_predictions
 from .loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
@@ -27,15 +30,21 @@ BATCHES, TRAJECTORY = 0, 1  # streams of step-seeded randomness
 class CollectionSettings:
     """Which network is trained on which images, and what is recorded of it."""
 
-    dataset_name: str = setting("digits", "`digits` (embedded), a folder of images or parquet files, or a Hub id.")
+    dataset_name: str = setting(
+        "digits", f"`digits` (embedded), {', '.join(DATASETS)}, a folder of images or parquet files, or a Hub id."
+    )
     image_size: int = setting(32, "Height and width of the network's input in pixels.")
     image_column: str | None = setting(None, "Column of the images; found by its type.")
     label_column: str | None = setting(None, "Column of the labels; found by its type.")
     validation_fraction: float = setting(0.1, "Share of the train images, if the data set has no validation split.")
     split_seed: int = setting(0, "Decides which images are train, validation and test.")
     max_train_images: int | None = setting(None, "Use at most so many train images.")
+    max_eval_images: int | None = setting(None, "Use at most so many validation and so many test images.")
 
     model_name_or_path: str | None = setting(None, "A trained classifier: Hub id or folder; otherwise --model_type.")
+    architecture: str | None = setting(
+        None, f"A network of the paper to train from scratch: {', '.join(ARCHITECTURES)}; otherwise --model_type."
+    )
     model_type: str = setting("resnet", "Architecture to train from scratch: any image classifier of transformers.")
     model_config: str = setting("{}", "Its configuration, as JSON or the path of a JSON file.")
     subset: list[str] = field(
@@ -74,6 +83,7 @@ def load_images_of(settings: CollectionSettings) -> ImageData:
         image_column=settings.image_column,
         label_column=settings.label_column,
         max_train_images=settings.max_train_images,
+        max_eval_images=settings.max_eval_images,
     )
 
 
@@ -105,7 +115,7 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
     """Loads the target network, or builds it from a configuration with seeded initial weights.
 
     Raises:
-        ValueError: If the configuration is not JSON, or the model type is unknown.
+        ValueError: If the configuration is not JSON, or the architecture or model type is unknown.
     """
     labels = {
         "id2label": dict(enumerate(images.label_names)),
@@ -123,8 +133,10 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
         raise ValueError(
             f"--model_config is neither JSON nor the path of a JSON file: {given!r} ({error})."
         ) from error
-    values.setdefault("num_channels", images.num_channels)
-    config = AutoConfig.for_model(settings.model_type, **values, **labels)
+    if settings.architecture is not None:
+        values = architecture_config(settings.architecture) | values
+    values = {"model_type": settings.model_type, "num_channels": images.num_channels} | values
+    config = AutoConfig.for_model(**values, **labels)
     if hasattr(config, "image_size"):
         config.image_size = settings.image_size
     with seeded(settings.seed):
@@ -203,11 +215,7 @@ def collect(
         collection={"settings": asdict(settings), "costs": costs, "hardware": describe_hardware()},
     )
     started = time.perf_counter()
-    for zoo in checkpoints.splits.values():
-        if len(zoo):
-            zoo.validation_accuracy, zoo.validation_loss = validation_figures(
-                model, checkpoints.processor, zoo.parameters, images, progress=True
-            )
+    measure_checkpoints(checkpoints, images)
     costs["validation_seconds"] = time.perf_counter() - started
     return checkpoints
 
@@ -284,16 +292,29 @@ def _batch(
     return pixel_values, batch.labels
 
 
+def measure_checkpoints(checkpoints: Checkpoints, data: LabelledData) -> None:
+    """Fills the columns `validation_accuracy` and `validation_loss` of every split, in place.
+
+    Args:
+        checkpoints: What was recorded; the target in evaluation mode.
+        data: The examples the target was trained on; only the validation ones are read.
+    """
+    for zoo in checkpoints.splits.values():
+        if len(zoo):
+            zoo.validation_accuracy, zoo.validation_loss = validation_figures(
+                checkpoints.target_model, checkpoints.processor, zoo.parameters, data, progress=True
+            )
+
+
 def validation_figures(
     model: PreTrainedModel,
     processor: ParameterProcessor,
     parameters: torch.Tensor,
-    images: ImageData,
+    data: LabelledData,
     progress: bool = False,
 ) -> tuple[list[float], list[float]]:
-    """Returns accuracy and mean cross-entropy of each vector of `(n, D)` on the validation images."""
-    labels = images.validation.labels
-    predicted, loss = network_predictions(
-        model, processor, parameters, images.preprocessing(images.validation.pixels), labels, progress=progress
-    )
+    """Returns accuracy and mean cross-entropy of each vector of `(n, D)` on the validation examples."""
+    labels = data.validation.labels
+    inputs = data.inputs(data.validation)
+    predicted, loss = network_predictions(model, processor, parameters, inputs, labels, progress=progress)
     return (predicted == labels).float().mean(1).tolist(), loss.tolist()

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn import functional
+
+from .batches import fingerprint_tensors
+from .datasets_by_name import DATASETS
+
+SHUFFLE_BUFFER = 1000  # images of a stream that are held to be shuffled, beside the order of its files
 
 
 class ImageDataError(ValueError):
@@ -68,6 +74,10 @@ class ImageSplit:
         """Returns the images at `indices`, `(k,)` int64."""
         return ImageSplit(self.pixels[indices], self.labels[indices])
 
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 of the images and labels."""
+        return fingerprint_tensors([self.pixels, self.labels])
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -84,6 +94,10 @@ class ImageData:
         """1 for grey images, 3 for colour."""
         return self.train.pixels.shape[1]
 
+    def inputs(self, split: ImageSplit) -> torch.Tensor:
+        """Returns the `pixel_values` of a split."""
+        return self.preprocessing(split.pixels)
+
 
 def load_images(
     dataset_name: str,
@@ -93,10 +107,12 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     max_train_images: int | None = None,
+    max_eval_images: int | None = None,
 ) -> ImageData:
     """Loads images and splits them, the same way for the same arguments.
 
     - `digits`: scikit-learn's 1,797 grey 8x8 digits, permuted by `split_seed` into 700 / 300 / 797.
+    - One of `DATASETS` by name (`mnist`, `cifar10`, …), unless there is a file or folder of that name.
     - Otherwise anything `datasets.load_dataset` reads: a Hub id, or a folder of parquet or image files. A `validation`
       split is taken as it is; where there is none, `validation_fraction` of the train images, permuted by
       `split_seed`, become it. A data set without a test split gives up its validation split, or as many train images
@@ -105,25 +121,34 @@ def load_images(
     Normalisation is per channel, measured on the train images.
 
     Args:
-        dataset_name: `digits`, a Hub id, or a local folder.
+        dataset_name: `digits`, a name in `DATASETS`, a Hub id, or a local folder.
         image_size: Images are resized to this height and width in pixels.
         split_seed: Seed of the permutation that splits.
         validation_fraction: Share of the train images, in (0, 1).
         image_column: Column of the images; by default the first one of type Image.
         label_column: Column of the labels; by default the first one of type ClassLabel, or one called `label`.
         max_train_images: Keep this many train images at most (after the permutation).
+        max_eval_images: Keep this many validation and this many test images at most, permuted by `split_seed`.
 
     Raises:
-        ImageDataError: If there is nothing to train on, no label column, or only one class.
+        ImageDataError: If there is nothing to train on, no label column, unlabelled images, or only one class; or if a
+            data set that is streamed is asked for as a whole.
     """
     if dataset_name == "digits":
         train, validation, test, label_names = _load_digits(image_size, split_seed)
+        train = train.take(torch.arange(len(train))[:max_train_images])
+        validation, test = (split.take(torch.arange(len(split))[:max_eval_images]) for split in (validation, test))
     else:
         train, validation, test, label_names = _load_dataset(
-            dataset_name, image_size, split_seed, validation_fraction, image_column, label_column
+            dataset_name,
+            image_size,
+            split_seed,
+            validation_fraction,
+            image_column,
+            label_column,
+            max_train_images,
+            max_eval_images,
         )
-    if max_train_images is not None:
-        train = train.take(torch.arange(min(max_train_images, len(train))))
     for name, split in (("train", train), ("validation", validation), ("test", test)):
         if len(split) == 0:
             raise ImageDataError(
@@ -160,35 +185,67 @@ def _load_dataset(
     validation_fraction: float,
     image_column: str | None,
     label_column: str | None,
+    max_train_images: int | None,
+    max_eval_images: int | None,
 ) -> tuple[ImageSplit, ImageSplit, ImageSplit, list[str]]:
-    try:
-        loaded = datasets.load_dataset(name)
-    except (FileNotFoundError, datasets.exceptions.DataFilesNotFoundError, ValueError) as error:
-        here = "is not a folder here" if not os.path.isdir(name) else "is a folder without readable data files"
+    known = None if os.path.exists(name) else DATASETS.get(name)
+    if known is not None and known.streaming and (max_train_images is None or max_eval_images is None):
         raise ImageDataError(
-            f"No images were found under {name!r}: it {here}, and `datasets` could not load it ({error}). "
-            "Pass 'digits', a folder of parquet or image files, or a Hub id."
+            f"{name!r} is read as a stream, so say how much of it is wanted: --max_train_images, and "
+            "--max_eval_images for the validation and the test images each."
+        )
+    try:
+        loaded = datasets.load_dataset(name) if known is None else known.load()
+    except (FileNotFoundError, ValueError, ConnectionError, HfHubHTTPError) as error:
+        here = "is not a folder here" if not os.path.isdir(name) else "is a folder without readable data files"
+        hub_id = "" if known is None else f", stands for {known.hub_id!r}"
+        raise ImageDataError(
+            f"No images were found under {name!r}: it {here}{hub_id}, and `datasets` could not load it ({error}). "
+            f"Pass 'digits', {', '.join(map(repr, DATASETS))}, a folder of parquet or image files, or a Hub id."
         ) from error
     if "train" not in loaded:
         raise ImageDataError(f"{name!r} has the splits {sorted(loaded)}, but a 'train' split is needed.")
-    image_column = image_column or _find_column(loaded["train"], datasets.Image, "image")
-    label_column = label_column or _find_column(loaded["train"], datasets.ClassLabel, "label")
-    mode = "L" if loaded["train"].num_rows and _is_grey(loaded["train"][0][image_column]) else "RGB"
-    splits = {key: _read_split(rows, image_column, label_column, image_size, mode) for key, rows in loaded.items()}
+    rows = dict(loaded)
+    if known is not None:
+        image_column, label_column = image_column or known.image_column, label_column or known.label_column
+    image_column = image_column or _find_column(rows["train"], datasets.Image, "image")
+    label_column = label_column or _find_column(rows["train"], datasets.ClassLabel, "label")
+    first = next(iter(rows["train"]), None)
+    mode = "L" if first is not None and _is_grey(first[image_column]) else "RGB"
+    if "test" not in rows and "validation" in rows:
+        rows["test"] = rows.pop("validation")
 
-    train = splits["train"]
-    order = _permute(len(train), split_seed)
-    held_out = max(1, round(validation_fraction * len(train)))
-    validation, test = splits.get("validation"), splits.get("test")
-    if test is None and validation is not None:
-        test, validation = validation, None
-    if test is None:
-        test, order = train.take(order[:held_out]), order[held_out:]
-    if validation is None:
-        validation, order = train.take(order[:held_out]), order[held_out:]
-    feature = loaded["train"].features[label_column]
+    def read(split: str, start: int = 0, stop: int | None = None) -> ImageSplit:
+        chosen = _choose(rows[split], start, stop, split_seed)
+        most = len(chosen) if isinstance(chosen, datasets.Dataset) else (stop or 0) - start
+        return _read_split(chosen, most, image_column, label_column, image_size, mode)
+
+    streamed = isinstance(rows["train"], datasets.IterableDataset)
+    count = (max_train_images or 0) if streamed else len(rows["train"])
+    held_out, start = max(1, round(validation_fraction * count)), 0
+    evaluation = {}
+    for split in ("test", "validation"):
+        if split in rows:
+            evaluation[split] = read(split, 0, max_eval_images)
+        else:
+            evaluation[split] = read("train", start, start + min(held_out, max_eval_images or held_out))
+            start += held_out
+    stop = count if max_train_images is None else start + max_train_images
+    train = read("train", start, stop)
+    feature = rows["train"].features[label_column]
     label_names = getattr(feature, "names", None) or [str(i) for i in range(int(train.labels.max()) + 1)]
-    return train.take(order), validation, test, list(label_names)
+    return train, evaluation["validation"], evaluation["test"], list(label_names)
+
+
+def _choose(
+    rows: datasets.Dataset | datasets.IterableDataset, start: int, stop: int | None, seed: int
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Returns the rows `start` to `stop` of a permutation by the seed, or all of them as they stand."""
+    if stop is None:
+        return rows
+    if isinstance(rows, datasets.IterableDataset):
+        return rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).skip(start).take(stop - start)
+    return rows.select(_permute(len(rows), seed)[start:stop].tolist())
 
 
 def _find_column(rows: datasets.Dataset, kind: type, fallback: str) -> str:
@@ -205,18 +262,25 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _read_split(
-    rows: datasets.Dataset, image_column: str, label_column: str, image_size: int, mode: str
+    rows: datasets.Dataset | datasets.IterableDataset,
+    most: int,
+    image_column: str,
+    label_column: str,
+    image_size: int,
+    mode: str,
 ) -> ImageSplit:
     channels = 1 if mode == "L" else 3
-    pixels = np.empty((len(rows), image_size, image_size, channels), dtype=np.uint8)
-    for i, image in enumerate(rows[image_column]):
-        resized = image.convert(mode).resize((image_size, image_size), Image.Resampling.BILINEAR)
-        pixels[i] = np.asarray(resized).reshape(image_size, image_size, channels)
-    values = list(rows[label_column])
-    if not all(isinstance(value, int) for value in values):
-        raise ImageDataError(f"The labels in {label_column!r} must be whole numbers, but are like {values[0]!r}.")
-    labels = torch.tensor(values, dtype=torch.long)
-    return ImageSplit(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
+    pixels = np.empty((most, image_size, image_size, channels), dtype=np.uint8)
+    labels: list[int] = []
+    for row in rows.select_columns([image_column, label_column]):
+        resized = row[image_column].convert(mode).resize((image_size, image_size), Image.Resampling.BILINEAR)
+        pixels[len(labels)] = np.asarray(resized).reshape(image_size, image_size, channels)
+        labels.append(row[label_column])
+    if not all(isinstance(label, int) and label >= 0 for label in labels):
+        wrong = next(label for label in labels if not isinstance(label, int) or label < 0)
+        raise ImageDataError(f"The labels in {label_column!r} must be whole numbers from 0, but are like {wrong!r}.")
+    read = torch.from_numpy(pixels[: len(labels)]).permute(0, 3, 1, 2).contiguous()
+    return ImageSplit(read, torch.tensor(labels, dtype=torch.long))
 
 
 def _permute(count: int, seed: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .batches import Inputs, call_with, count_inputs, forward, move_inputs, take_inputs
 from .processing_parameters import ParameterProcessor
 
 logger = logging.get_logger(__name__)
@@ -30,10 +31,10 @@ def network_logits(
     target_model: PreTrainedModel,
     processor: ParameterProcessor,
     parameters: torch.Tensor,
-    pixel_values: torch.Tensor,
+    inputs: Inputs,
     progress: bool = False,
 ) -> torch.Tensor:
-    """Returns the logits of n networks on the same images, `(n, images, classes)` float32.
+    """Returns the logits of n networks on the same examples, `(n, images, classes)` float32.
 
     The networks are evaluated together by `torch.vmap`, which computes once what no generated tensor reaches; batches
     are chosen so that the rest fits `ACTIVATION_BUDGET`. Generated convolution weights would turn every convolution
@@ -44,14 +45,16 @@ def network_logits(
         target_model: The network with the trunk, in eval mode; it is not changed.
         processor: The layout of `parameters`.
         parameters: `(n, D)` float32.
-        pixel_values: `(images, channels, height, width)`, on the model's device.
+        inputs: Images `(images, channels, height, width)`, or a mapping of tensors that are passed by name, such as
+            what a tokenizer returns; each with one row per example.
         progress: Show a progress bar over the images.
 
     Raises:
         LayoutError, NonFiniteParametersError: If `parameters` do not fit the layout.
+        BatchError: If the inputs are no tensors, or tensors of different lengths.
         ValueError: If the model is in training mode.
     """
-    batches = iter_logits(target_model, processor, parameters, pixel_values, progress)
+    batches = iter_logits(target_model, processor, parameters, inputs, progress)
     return torch.cat([logits.float() for logits in batches], dim=1)
 
 
@@ -60,7 +63,7 @@ def network_predictions(
     target_model: PreTrainedModel,
     processor: ParameterProcessor,
     parameters: torch.Tensor,
-    pixel_values: torch.Tensor,
+    inputs: Inputs,
     labels: torch.Tensor,
     progress: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +73,7 @@ def network_predictions(
     """
     predicted, loss = [], torch.zeros(len(parameters))
     start = 0
-    for logits in iter_logits(target_model, processor, parameters, pixel_values, progress):
+    for logits in iter_logits(target_model, processor, parameters, inputs, progress):
         logits = logits.float()
         target = labels[start : start + logits.shape[1]].to(logits.device)
         start += logits.shape[1]
@@ -87,10 +90,10 @@ def iter_logits(
     target_model: PreTrainedModel,
     processor: ParameterProcessor,
     parameters: torch.Tensor,
-    pixel_values: torch.Tensor,
+    inputs: Inputs,
     progress: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """Yields logits `(n, batch, classes)` of consecutive image batches; see `network_logits`."""
+    """Yields logits `(n, batch, classes)` of consecutive batches; see `network_logits`."""
     processor.check(parameters)
     if parameters.ndim != 2:
         raise ValueError(f"Expected vectors (n, D), but the ones given have shape {tuple(parameters.shape)}.")
@@ -98,15 +101,16 @@ def iter_logits(
         raise ValueError(f"{type(target_model).__name__} is in training mode; call .eval() on it first.")
     reference = next(target_model.parameters())
     tensors = processor.unflatten(parameters.to(reference.device, reference.dtype))
-    pixel_values = pixel_values.to(reference.device, reference.dtype)
+    count, inputs = count_inputs(inputs), move_inputs(inputs, reference)
+    one = take_inputs(inputs, slice(1))
 
-    def logits_of(generated: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    def logits_of(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
         with PlainArithmetic():
-            return functional_call(target_model, generated, (images,)).logits
+            return functional_call(target_model, generated, *call_with(batch)).logits
 
-    def one_after_the_other(generated: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    def one_after_the_other(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
         each = range(len(parameters))
-        return torch.stack([logits_of({name: t[i] for name, t in generated.items()}, images) for i in each])
+        return torch.stack([logits_of({name: t[i] for name, t in generated.items()}, batch) for i in each])
 
     evaluate = one_after_the_other
     batch_size, chunk_size = MAX_BATCH_SIZE, None
@@ -114,21 +118,21 @@ def iter_logits(
         together = torch.vmap(logits_of, in_dims=(0, None), randomness="error")
         try:
             first_two = {name: tensor[:2] for name, tensor in tensors.items()}
-            together(first_two, pixel_values[:1])
+            together(first_two, one)
         except RuntimeError as error:
             logger.warning(
                 f"{type(target_model).__name__} cannot be evaluated by vmap ({error}); each of the "
                 f"{len(parameters)} networks makes a forward pass of its own."
             )
         else:
-            pairs = ACTIVATION_BUDGET // (4 * _generated_activations(target_model, processor, pixel_values[:1]))
+            pairs = ACTIVATION_BUDGET // (4 * _generated_activations(target_model, processor, one))
             chunk_size = max(1, min(len(parameters), pairs))
             batch_size = max(1, min(MAX_BATCH_SIZE, pairs // chunk_size))
             evaluate = torch.vmap(logits_of, in_dims=(0, None), chunk_size=chunk_size)
 
-    batches = pixel_values.split(batch_size)
-    for images in tqdm(batches, desc=f"evaluating {len(parameters)} networks", disable=not progress):
-        yield evaluate(tensors, images)
+    starts = range(0, max(count, 1), batch_size)
+    for start in tqdm(starts, desc=f"evaluating {len(parameters)} networks", disable=not progress):
+        yield evaluate(tensors, take_inputs(inputs, slice(start, start + batch_size)))
 
 
 class PlainArithmetic(TorchFunctionMode):
@@ -157,8 +161,8 @@ class PlainArithmetic(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _generated_activations(model: nn.Module, processor: ParameterProcessor, one_image: torch.Tensor) -> int:
-    """Returns the most numbers any module puts out for one image, from the first generated tensor on."""
+def _generated_activations(model: nn.Module, processor: ParameterProcessor, one: Inputs) -> int:
+    """Returns the most numbers any module puts out for one example, from the first generated tensor on."""
     owners = {name.rpartition(".")[0] for name in processor.names}
     largest, reached = 1, False
 
@@ -173,7 +177,7 @@ def _generated_activations(model: nn.Module, processor: ParameterProcessor, one_
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
     try:
-        model(one_image)
+        forward(model, one)
     finally:
         for handle in handles:
             handle.remove()

@@ -28,6 +28,7 @@ from .safe_files import (
     read_json,
     tensor_shapes,
 )
+from .targets import AnyTargetModel, target_class
 
 AUTOENCODERS = (ParameterAutoencoder, LinearParameterAutoencoder)
 DENOISERS = (ParameterDenoiser, MLPParameterDenoiser)
@@ -155,6 +156,7 @@ def _component_class(name: str, library: str, class_name: str) -> type:
 
 def _check_model(cls: Any, folder: Path, weights: list[Path], where: str) -> Any:
     config = read_json(folder / "config.json")
+    cls = target_class(config) if cls is AnyTargetModel else cls
     shapes = tensor_shapes(weights)
     if not shapes:
         raise BrokenFileError(f"{where} has no safetensors weights.")

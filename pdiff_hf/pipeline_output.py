@@ -15,6 +15,7 @@ import torch
 from diffusers.utils import BaseOutput
 from transformers import PreTrainedModel
 
+from .batches import Inputs
 from .cards import write_network_card
 from .folders import replace_folder, write_json
 from .inference import network_logits
@@ -84,14 +85,19 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
             raise IndexError(f"There are {len(self)} drawn networks, but number {index} was asked for.")
         return draw_network(self.target_model, self.processor, self.parameters[index], share_trunk)
 
-    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of all networks `(n, batch, classes)` float32, the trunk computed once."""
-        return network_logits(self.target_model, self.processor, self.parameters, pixel_values)
+    def logits(self, inputs: Inputs) -> torch.Tensor:
+        """Returns the logits of all networks `(n, batch, classes)` float32, the trunk computed once.
+
+        Args:
+            inputs: `pixel_values`, or a mapping of named tensors, for example what a tokenizer returns.
+        """
+        return network_logits(self.target_model, self.processor, self.parameters, inputs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes one folder per network, `00000/`, `00001/`, …, that plain transformers loads, and a card.
 
-        Each holds the whole network with its labels, the preprocessing of its images and `provenance.json`.
+        Each holds the whole network with its labels, the preprocessing of its images and `provenance.json`. Of a
+        network with an adapter it is the adapter alone, which `PeftModel.from_pretrained(base, folder)` loads.
 
         Raises:
             UnwritableFolderError: If the folder cannot be written.
@@ -155,7 +161,9 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
 
     def write_network(self, index: int, folder: Path) -> None:
         """Writes the files of one network, without a card."""
-        self[index].save_pretrained(folder)
+        network = self[index]
+        save = getattr(network, "save_adapter", network.save_pretrained)
+        save(folder)
         if self.preprocessing:
             write_json(folder / "preprocessor_config.json", self.preprocessing)
         write_json(folder / "provenance.json", self.provenance[index])
@@ -175,9 +183,9 @@ class PDiffPipelineOutput(BaseOutput):
     models: DrawnNetworks | None = None
     latents: torch.Tensor | None = None
 
-    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of all networks `(num_models, batch, classes)` float32, the trunk computed once."""
-        return self._networks().logits(pixel_values)
+    def logits(self, inputs: Inputs) -> torch.Tensor:
+        """Returns the logits of all networks `(num_models, batch, classes)` float32; see `DrawnNetworks.logits`."""
+        return self._networks().logits(inputs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes one transformers folder per network; see `DrawnNetworks.save_pretrained`."""

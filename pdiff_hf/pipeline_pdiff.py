@@ -9,6 +9,7 @@ from typing import Any, cast
 import diffusers
 import torch
 from diffusers import SchedulerMixin
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
@@ -60,6 +61,8 @@ class PDiffPipeline(SharedPipeline):
             processor=processor,
             target_model=target_model,
         )
+        if type(target_model).__module__.split(".")[0] not in LOADABLE_CLASSES:  # a class of the user's
+            self.register_to_config(target_model=("pdiff_hf", "AnyTargetModel"))
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps, image_processor_config=image_processor_config
         )

@@ -96,7 +96,8 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         for name, shape, dtype in zip(self.names, self.shapes, self.config.dtypes, strict=True):
             if name not in state_dict:
                 raise LayoutError(
-                    f"The state dict lacks {name!r}, which the layout names; it has {_some(state_dict)}."
+                    f"The state dict lacks {name!r}, which the layout names; it has {_some(state_dict)}. "
+                    f"{self._versions()}"
                 )
             tensor = state_dict[name]
             if tuple(tensor.shape) != shape or str(tensor.dtype) != f"torch.{dtype}":
@@ -146,9 +147,24 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         """
         parameters = dict(model.named_parameters())
         for name, shape in zip(self.names, self.shapes, strict=True):
-            if name not in parameters or parameters[name].shape != shape:
-                found = tuple(parameters[name].shape) if name in parameters else "absent"
-                raise LayoutError(f"{name!r} is {found} in this {type(model).__name__}, but {shape} in the layout.")
+            if name not in parameters:
+                raise LayoutError(
+                    f"{name!r} is absent in this {type(model).__name__}, but {shape} in the layout. {self._versions()}"
+                )
+            if parameters[name].shape != shape:
+                raise LayoutError(
+                    f"{name!r} is {tuple(parameters[name].shape)} in this {type(model).__name__}, but {shape} in the "
+                    "layout."
+                )
+
+    def _versions(self) -> str:
+        stored, installed = self.config.transformers_version, transformers.__version__
+        if stored == installed:
+            return f"Names were resolved with transformers {stored}, which is installed: it is another network."
+        return (
+            f"Names were resolved with transformers {stored}, but {installed} is installed, which may have renamed "
+            f"them: install transformers=={stored}."
+        )
 
     def check(self, parameters: torch.Tensor) -> None:
         """Raises a sentence unless `parameters`, `(D,)` or `(n, D)`, fits the layout and is finite.

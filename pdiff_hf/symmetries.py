@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from .batches import Inputs, call_with
 from .processing_parameters import ParameterProcessor
 
 TOLERANCE = 1e-3  # relative change of the logits that still counts as none
@@ -49,7 +50,7 @@ class Symmetries:
         model: The target network, in eval mode.
         processor: The layout.
         parameters: One vector `(D,)` of a trained network.
-        pixel_values: A few images `(images, channels, height, width)`.
+        inputs: A few examples: images `(images, channels, height, width)`, or a mapping of tensors.
     """
 
     def __init__(
@@ -57,10 +58,10 @@ class Symmetries:
         model: PreTrainedModel,
         processor: ParameterProcessor,
         parameters: torch.Tensor,
-        pixel_values: torch.Tensor,
+        inputs: Inputs,
     ) -> None:
         self.processor = processor
-        self._logits = lambda vector: _logits(model, processor, vector, pixel_values)
+        self._logits = lambda vector: _logits(model, processor, vector, inputs)
         reference = self._logits(parameters)
         self.layers: list[HiddenUnits] = []
         for candidate in _candidates(model, processor):
@@ -244,10 +245,8 @@ def _widen(factor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _logits(
-    model: nn.Module, processor: ParameterProcessor, vector: torch.Tensor, images: torch.Tensor
-) -> torch.Tensor:
-    return functional_call(model, processor.unflatten(vector), (images,)).logits.float()
+def _logits(model: nn.Module, processor: ParameterProcessor, vector: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    return functional_call(model, processor.unflatten(vector), *call_with(inputs)).logits.float()
 
 
 def _same(logits: torch.Tensor, reference: torch.Tensor) -> bool:

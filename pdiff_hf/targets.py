@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -21,6 +26,7 @@ def subset_patterns(model: nn.Module, subset: str | Sequence[str]) -> list[str]:
     The presets are read from the order of the model's modules and know no architecture:
     `last_norms` is the last two normalisation layers (the paper's main setting: 2,048 numbers of a ResNet-18, 5,120
     of a ResNet-50, 768 of a ViT-Tiny, 3,072 of a ConvNeXt-Tiny), `head` the last linear layer, `full` everything.
+    `adapter` is what PEFT trains of an `AdaptedModel`.
 
     Raises:
         LayoutError: If the model lacks the layers that a preset asks for.
@@ -31,6 +37,14 @@ def subset_patterns(model: nn.Module, subset: str | Sequence[str]) -> list[str]:
             patterns.append("*")
         elif name == "last_norms":
             patterns += [f"{m}.*" for m in _last_modules(model, _is_normalisation, 2, "normalisation layers")]
+        elif name == "adapter":
+            tensors: Any = getattr(model, "adapter_tensors", None)
+            if tensors is None:
+                raise LayoutError(
+                    f"{type(model).__name__} has no adapter; pass what peft.get_peft_model returns to a "
+                    "CheckpointRecorder, or AdaptedModel.wrap of it to make_processor."
+                )
+            patterns += tensors()
         elif name == "head":
             patterns += [f"{m}.*" for m in _last_modules(model, _is_linear, 1, "linear layer")]
         else:
@@ -39,7 +53,7 @@ def subset_patterns(model: nn.Module, subset: str | Sequence[str]) -> list[str]:
 
 
 def make_processor(model: nn.Module, subset: str | Sequence[str]) -> ParameterProcessor:
-    """Builds the layout of a preset (`last_norms`, `head`, `full`) or of fnmatch patterns on `state_dict()` names."""
+    """Builds the layout of a preset, see `subset_patterns`, or of fnmatch patterns on `state_dict()` names."""
     return ParameterProcessor.from_model(model, subset_patterns(model, subset))
 
 
@@ -59,6 +73,81 @@ def _last_modules(model: nn.Module, wanted: Callable[[nn.Module], bool], count: 
             "name the tensors by patterns instead."
         )
     return names[-count:]
+
+
+class UnknownTargetError(ValueError):
+    """The class of a saved target network is not to be found."""
+
+
+def load_target_model(folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+    """Loads a saved target as the class that its `config.json` names: one of transformers, or one of the user's.
+
+    A class of the user's is found if it has been defined in this process; nothing is imported at a repository's word.
+
+    Args:
+        folder: What `PreTrainedModel.save_pretrained` wrote.
+        kwargs: Further arguments of `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        UnknownTargetError: If there is no such class; hand such a network over as `target_model=…`.
+    """
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return target_class(config).from_pretrained(folder, **kwargs)
+
+
+def target_class(config: Any) -> type[PreTrainedModel]:
+    """Returns the class of a saved target by the content of its `config.json`; see `load_target_model`.
+
+    Raises:
+        UnknownTargetError: If there is none.
+    """
+    values = config if isinstance(config, dict) else {}
+    names = values.get("architectures") or ["network without a name"]
+    return find_model_class(str(names[0]), values.get("model_type"))
+
+
+def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:
+    """Returns the class of that name and model type: transformers' own, or one that is defined in this process.
+
+    Raises:
+        UnknownTargetError: If there is none.
+    """
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
+    for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest of that name, as in a notebook
+        if model_class.__name__ == name and model_class.config_class.model_type == model_type:
+            return model_class
+    raise UnknownTargetError(
+        f"The target is a {name} of the type {model_type!r}, which transformers {transformers.__version__} does not "
+        "have and nobody has defined in this process; import the module that defines it, or build the network and "
+        "pass it as target_model=…"
+    )
+
+
+def _subclasses(model_class: type[PreTrainedModel]) -> Iterator[type[PreTrainedModel]]:
+    for subclass in model_class.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+class AnyTransformersModel(type):
+    """Makes `issubclass(…, AnyTargetModel)` true of every transformers model."""
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, PreTrainedModel)
+
+
+class AnyTargetModel(PreTrainedModel, metaclass=AnyTransformersModel):
+    """What a pipeline repository names as the class of a target that neither transformers nor this package has.
+
+    diffusers would name the module in which the user defined the class; then the pipeline could be loaded only where a
+    module of that name has been imported, and from the Hub not at all.
+    """
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+        """Loads the target as its own class; see `load_target_model`."""
+        return load_target_model(folder, **kwargs)
 
 
 def draw_network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 
 from hub.environment import start_session_hub
@@ -105,6 +106,14 @@ def build(family: str) -> PreTrainedModel:
     """Builds a target with the same weights whenever it is asked for, in eval mode."""
     with seeded(0):
         return FAMILIES[family]().eval()
+
+
+def run_snippets(page: Path) -> dict:
+    """Runs the Python of a Markdown page, one snippet after the other, and returns what it has defined."""
+    namespace: dict = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(snippet, str(page), "exec"), namespace)
+    return namespace
 
 
 @pytest.fixture(autouse=True)

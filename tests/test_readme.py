@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from conftest import run_snippets
+
 from pdiff_hf import CollectionSettings, collect, fit
 from pdiff_hf.collecting import load_images_of, load_target
 
@@ -27,9 +29,7 @@ def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch):
     pipe.save_pretrained(tmp_path / "runs/demo/pipeline")  # in place of `make demo`
     monkeypatch.chdir(tmp_path)
 
-    namespace: dict = {}
-    for snippet in snippets:
-        exec(compile(snippet, str(README), "exec"), namespace)
+    namespace = run_snippets(README)
 
     assert namespace["out"].logits(namespace["pixel_values"]).shape == (10, 4, 10)
     assert sorted(path.name for path in Path("drawn").iterdir() if path.is_dir()) == [f"{i:05d}" for i in range(10)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..images import ImageData
+from ..batches import LabelledData, take_inputs
 from ..modeling_linear_autoencoder import LinearParameterAutoencoder
 from ..processing_parameters import ParameterProcessor
 from ..symmetries import Symmetries
@@ -57,7 +57,7 @@ def audit(
     heldout_steps: Sequence[int] | None = None,
     processor: ParameterProcessor,
     model: PreTrainedModel,
-    images: ImageData,
+    images: LabelledData,
     autoencoder: Autoencoder | None = None,
     num_baseline_models: int = 50,
     further: dict[str, torch.Tensor] | None = None,
@@ -77,7 +77,7 @@ def audit(
         heldout_steps: Step of each held-out checkpoint.
         processor: The layout.
         model: The target network, in eval mode.
-        images: Validation images choose baselines' knobs, test images are reported.
+        images: Validation images choose baselines' knobs, test images are reported. Any labelled examples will do.
         autoencoder: The generator's, whose codes the Gaussian null is fitted in; by default all principal codes.
         num_baseline_models: Networks drawn from each baseline at each setting.
         further: Other sets `(n, D)` to be evaluated along, by name; they take no part in the answer.
@@ -98,7 +98,7 @@ def audit(
             "An audit needs at least two samples and two zoo members, but there are "
             f"{len(settings[judged_samples])} and {len(zoo)}."
         )
-    probe = images.preprocessing(images.validation.pixels[:PROBE_IMAGES])
+    probe = take_inputs(images.inputs(images.validation), slice(PROBE_IMAGES))
     symmetries = Symmetries(model, processor, zoo[0], probe)
     aligned, aligned_zoo = align_to_zoo(symmetries, settings[judged_samples], zoo)
     whole = LinearParameterAutoencoder.from_zoo(aligned_zoo, explained_variance=1.0)

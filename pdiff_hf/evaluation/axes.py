@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..images import ImageData
+from ..batches import LabelledData
 from ..inference import network_predictions
 from ..processing_parameters import ParameterProcessor
 from ..symmetries import Symmetries
@@ -53,7 +53,7 @@ def judge(
     sets: dict[str, torch.Tensor],
     processor: ParameterProcessor,
     model: PreTrainedModel,
-    images: ImageData,
+    images: LabelledData,
     progress: bool = False,
 ) -> dict[str, Judged]:
     """Evaluates named sets of vectors `(n, D)` together, so that the trunk is computed once."""
@@ -62,9 +62,7 @@ def judge(
     predicted: dict[str, dict[str, torch.Tensor]] = {name: {} for name in sets}
     accuracy: dict[str, dict[str, torch.Tensor]] = {name: {} for name in sets}
     for split, part in (("validation", images.validation), ("test", images.test)):
-        classes, _ = network_predictions(
-            model, processor, everything, images.preprocessing(part.pixels), part.labels, progress
-        )
+        classes, _ = network_predictions(model, processor, everything, images.inputs(part), part.labels, progress)
         for name, rows in zip(sets, classes.split(counts), strict=True):
             predicted[name][split] = rows
             accuracy[name][split] = (rows == part.labels).double().mean(1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ..batches import LabelledData, take_inputs
 from ..checkpoints import Checkpoints, CheckpointZoo
-from ..images import ImageData, ImageSplit
 from ..inference import network_logits, network_predictions
 from ..pipeline_pdiff import PDiffPipeline
 from .audit import Audit, audit
@@ -70,7 +69,7 @@ class Evaluation:
 def evaluate(
     pipe: PDiffPipeline,
     checkpoints: Checkpoints,
-    images: ImageData,
+    images: LabelledData,
     num_models: int = 200,
     num_baseline_models: int = 100,
     seed: int = 0,
@@ -84,7 +83,7 @@ def evaluate(
     Args:
         pipe: The generator.
         checkpoints: Its zoo (`train`) and held-out checkpoints (`test`).
-        images: The images the zoo was collected on, split in the same way.
+        images: The images the zoo was collected on, split in the same way; or other examples, such as `TensorData`.
         num_models: Samples of the generator.
         num_baseline_models: Samples of each baseline at each setting of its knob.
         seed: Decides all of them.
@@ -182,15 +181,15 @@ def evaluate(
         similarity=_similarity(wrong["test"]),
         reverse_process=_reverse_process(pipe, images, num_inference_steps, seed),
         costs={"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started},
-        data={"test_images_sha256": _fingerprint(images.test)},
+        data={"test_images_sha256": images.test.fingerprint()},
     )
 
 
-def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: ImageData) -> dict[str, dict[str, float]]:
+def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabelledData) -> dict[str, dict[str, float]]:
     """Prediction ensembles of members from all over the set, calibrated on validation images."""
     members = parameters[torch.linspace(0, len(parameters) - 1, min(len(parameters), max(SIZES))).long()]
     logits = {
-        split: network_logits(pipe.target_model, pipe.processor, members, images.preprocessing(part.pixels)).cpu()
+        split: network_logits(pipe.target_model, pipe.processor, members, images.inputs(part)).cpu()
         for split, part in (("validation", images.validation), ("test", images.test))
     }
     return ensemble_figures(logits["validation"], images.validation.labels, logits["test"], images.test.labels)
@@ -207,7 +206,7 @@ def _similarity(wrong: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _reverse_process(
-    pipe: PDiffPipeline, images: ImageData, num_inference_steps: int | None, seed: int
+    pipe: PDiffPipeline, images: LabelledData, num_inference_steps: int | None, seed: int
 ) -> torch.Tensor:
     """Test accuracy of what the latents decode to after each of up to 20 steps of the sampler, `(steps, seeds)`."""
     traced: list[torch.Tensor] = []
@@ -220,8 +219,8 @@ def _reverse_process(
     pipe(TRACED_SEEDS, num_inference_steps, generators, output_type="latent", callback_on_step_end=keep)
     shown = traced[:: -max(1, len(traced) // TRACED_STEPS)][::-1]  # the last step is among them
     labels = images.test.labels[:TRACED_IMAGES]
-    pixel_values = images.preprocessing(images.test.pixels[:TRACED_IMAGES])
-    predicted, _ = network_predictions(pipe.target_model, pipe.processor, torch.cat(shown), pixel_values, labels)
+    inputs = take_inputs(images.inputs(images.test), slice(TRACED_IMAGES))
+    predicted, _ = network_predictions(pipe.target_model, pipe.processor, torch.cat(shown), inputs, labels)
     return (predicted == labels).double().mean(1).view(len(shown), TRACED_SEEDS)
 
 
@@ -241,9 +240,3 @@ def _neighbours(zoo: CheckpointZoo) -> torch.Tensor:
     step = torch.tensor(zoo.step)
     same_run = run[:, None] == run[None, :]
     return same_run & ((step[:, None] - step[None, :]).abs() <= NEIGHBOUR_STEPS)
-
-
-def _fingerprint(split: ImageSplit) -> str:
-    digest = hashlib.sha256(split.pixels.numpy().tobytes())
-    digest.update(split.labels.numpy().tobytes())
-    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""The six architectures of the paper's main table, as transformers configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Sizes as published: He et al. (arXiv 1512.03385), Dosovitskiy et al. (2010.11929) and Touvron et al. (2012.12877),
+# Liu et al. (2201.03545).
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "resnet18": {
+        "model_type": "resnet",
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+    },
+    "resnet50": {
+        "model_type": "resnet",
+        "embedding_size": 64,
+        "hidden_sizes": [256, 512, 1024, 2048],
+        "depths": [3, 4, 6, 3],
+        "layer_type": "bottleneck",
+    },
+    "vit-tiny": {
+        "model_type": "vit",
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "patch_size": 16,
+    },
+    "vit-base": {
+        "model_type": "vit",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "patch_size": 16,
+    },
+    "convnext-tiny": {"model_type": "convnext", "hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},
+    "convnext-base": {"model_type": "convnext", "hidden_sizes": [128, 256, 512, 1024], "depths": [3, 3, 27, 3]},
+}
+
+
+def architecture_config(name: str) -> dict[str, Any]:
+    """Returns the values of an architecture's configuration, `model_type` among them.
+
+    Raises:
+        ValueError: If there is no such architecture.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(
+            f"There is no architecture {name!r}; these are known: {', '.join(ARCHITECTURES)}. "
+            "--model_type and --model_config build any other."
+        )
+    return dict(ARCHITECTURES[name])

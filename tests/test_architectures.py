@@ -1,0 +1,107 @@
+"""The paper's architectures have the paper's sizes, and its subsets the paper's counts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+
+from pdiff_hf import CollectionSettings, LayoutError, ParameterProcessor, load_images, make_processor
+from pdiff_hf.architectures import ARCHITECTURES, architecture_config
+from pdiff_hf.collecting import load_target
+
+PAGE = (Path(__file__).parents[1] / "docs" / "targets.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (\S+) \| [^|]+ \| `([^`]+)` \| ([\d,]+) \|$", PAGE, re.MULTILINE)
+
+
+def build_on_meta(name: str, num_labels: int) -> PreTrainedModel:
+    config = AutoConfig.for_model(**architecture_config(name), num_labels=num_labels)
+    with torch.device("meta"):
+        return AutoModelForImageClassification.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet50", 25_557_032),
+        ("vit-tiny", 5_717_416),
+        ("vit-base", 86_567_656),
+        ("convnext-tiny", 28_589_128),
+        ("convnext-base", 88_591_464),
+    ],
+)
+def test_architecture_has_the_published_size(name, count):
+    assert sum(parameter.numel() for parameter in build_on_meta(name, 1000).parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 2048),
+        ("resnet50", 5120),
+        ("vit-tiny", 768),
+        ("vit-base", 3072),
+        ("convnext-tiny", 3072),
+        ("convnext-base", 4096),
+    ],
+)
+def test_last_norms_are_as_many_numbers_as_in_the_paper(name, count):
+    assert make_processor(build_on_meta(name, 10), "last_norms").parameter_dim == count
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_counts_of_the_documentation_are_right(name):
+    model = build_on_meta(name, 100)
+    rows = [(subset.split(), int(count.replace(",", ""))) for row, subset, count in ROWS if row == name]
+
+    assert len(rows) >= 4
+    for subset, count in rows:
+        assert make_processor(model, subset).parameter_dim == count, subset
+
+
+def test_architecture_is_built_by_name_and_changed_by_single_values():
+    images = load_images("digits", image_size=32)
+    settings = CollectionSettings(
+        architecture="vit-tiny", image_size=32, model_config='{"num_hidden_layers": 2, "patch_size": 8}'
+    )
+
+    first, again = load_target(settings, images), load_target(settings, images)
+
+    config = first.config
+    assert (config.hidden_size, config.num_hidden_layers, config.patch_size) == (192, 2, 8)
+    assert (config.image_size, config.num_channels, config.num_labels) == (32, 1, 10)
+    assert torch.equal(first.classifier.weight, again.classifier.weight)
+    assert first(torch.zeros(1, 1, 32, 32)).logits.shape == (1, 10)
+
+
+def test_unknown_architecture_is_refused_with_the_known_ones():
+    settings = CollectionSettings(architecture="resnet19")
+
+    with pytest.raises(ValueError, match=r"no architecture 'resnet19'.*resnet18, resnet50, vit-tiny"):
+        load_target(settings, load_images("digits", image_size=8))
+
+
+def test_missing_name_is_told_with_both_versions(tiny_vit, tmp_path):
+    make_processor(tiny_vit, "last_norms").save_pretrained(tmp_path)
+    config = tmp_path / "processor_config.json"
+    values = json.loads(config.read_text())
+    values["names"] = [name.replace("vit.layers", "vit.encoder.layer") for name in values["names"]]
+    config.write_text(json.dumps({**values, "transformers_version": "4.40.0"}))
+    processor = ParameterProcessor.from_pretrained(tmp_path)
+    sentence = rf"vit\.encoder\.layer.*transformers 4\.40\.0, but {re.escape(transformers.__version__)} is installed"
+
+    with pytest.raises(LayoutError, match=sentence):
+        processor.check_model(tiny_vit)
+    with pytest.raises(LayoutError, match=sentence):
+        processor.flatten(tiny_vit.state_dict())
+
+
+def test_missing_name_of_another_network_is_told_as_such(mlp, convnet):
+    with pytest.raises(LayoutError, match=r"absent in this ConvNet.*which is installed: it is another network"):
+        make_processor(mlp, "layers.0.*").check_model(convnet)

@@ -1,0 +1,218 @@
+"""Networks of named inputs, such as text classifiers, go the same way as networks of images."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+import torch
+from conftest import build
+from torch import nn
+from transformers import BatchEncoding, BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from pdiff_hf import (
+    Checkpoints,
+    CheckpointZoo,
+    TensorData,
+    TensorSplit,
+    draw_network,
+    fit,
+    inference,
+    make_processor,
+    network_logits,
+    network_predictions,
+)
+from pdiff_hf.batches import BatchError
+from pdiff_hf.evaluation import audit, evaluate, write_report
+from pdiff_hf.fitting import describe_fit
+from pdiff_hf.loops import seeded
+
+WORDS, LENGTH, CLASSES = 40, 12, 3
+
+
+@pytest.fixture
+def bert() -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=WORDS,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.3,
+        num_labels=CLASSES,
+    )
+    with seeded(0):
+        return BertForSequenceClassification(config).eval()
+
+
+def texts(count: int, seed: int = 0) -> BatchEncoding:
+    """Random words, padded at the end, as a tokenizer returns them."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(LENGTH) < torch.randint(3, LENGTH + 1, (count, 1), generator=generator)).long()
+    return BatchEncoding(
+        {"input_ids": torch.randint(1, WORDS, (count, LENGTH), generator=generator) * mask, "attention_mask": mask}
+    )
+
+
+@torch.no_grad()
+def plain_logits(model, processor, parameters, batch) -> torch.Tensor:
+    return torch.stack([draw_network(model, processor, vector)(**batch).logits for vector in parameters])
+
+
+@pytest.mark.parametrize("budget", [2**25, 1], ids=["one batch", "one pair at a time"])
+@pytest.mark.parametrize("subset", ["last_norms", "head", "full", "bert.encoder.layer.0.attention.self.query.*"])
+def test_text_logits_are_those_of_plain_forward_passes(bert, random_vectors, monkeypatch, caplog, subset, budget):
+    processor = make_processor(bert, subset)
+    parameters, batch = random_vectors(bert, processor, 5), texts(7)
+    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+
+    logits = network_logits(bert, processor, parameters, batch)
+
+    expected = plain_logits(bert, processor, parameters, batch)
+    assert logits.shape == (5, 7, CLASSES)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert not torch.allclose(expected[0], expected[1], atol=1e-4)
+    assert caplog.text == ""
+
+
+def test_padding_is_masked(bert, random_vectors):
+    processor = make_processor(bert, "head")
+    parameters, batch = random_vectors(bert, processor, 2), texts(6)
+    other_padding = {**batch, "input_ids": torch.where(batch["attention_mask"] == 1, batch["input_ids"], 7)}
+
+    logits, same = (network_logits(bert, processor, parameters, inputs) for inputs in (batch, other_padding))
+
+    assert torch.allclose(logits, same, atol=1e-5)
+    assert not torch.allclose(
+        logits, network_logits(bert, processor, parameters, {"input_ids": other_padding["input_ids"]}), atol=1e-5
+    )
+
+
+def test_text_predictions_and_losses_are_those_computed_by_hand(bert, random_vectors, monkeypatch):
+    monkeypatch.setattr(inference, "MAX_BATCH_SIZE", 4)
+    processor = make_processor(bert, "head")
+    parameters, batch, labels = random_vectors(bert, processor, 3), texts(10), torch.arange(10) % CLASSES
+
+    predicted, loss = network_predictions(bert, processor, parameters, batch, labels)
+
+    for i, logits in enumerate(plain_logits(bert, processor, parameters, batch)):
+        assert torch.equal(predicted[i], logits.argmax(-1))
+        assert torch.allclose(loss[i], nn.functional.cross_entropy(logits, labels), atol=1e-5)
+
+
+def test_half_precision_text_classifier_keeps_whole_numbers_whole(bert, random_vectors):
+    bert.to(torch.bfloat16)
+    processor = make_processor(bert, "head")
+
+    logits = network_logits(bert, processor, random_vectors(bert, processor, 2), texts(4))
+
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"input_ids": torch.zeros(3, 4, dtype=torch.long), "attention_mask": torch.ones(2, 4)},
+        {"input_ids": [[1, 2], [3]]},
+        {},
+        torch.tensor(1.0),
+    ],
+)
+def test_inputs_of_unequal_length_are_refused(bert, random_vectors, inputs):
+    processor = make_processor(bert, "head")
+
+    with pytest.raises(BatchError, match="one row per example"):
+        network_logits(bert, processor, random_vectors(bert, processor, 2), inputs)
+
+
+def test_named_pixel_values_are_the_same_as_a_tensor(tiny_vit, random_vectors, random_images):
+    processor, images = make_processor(tiny_vit, "last_norms"), random_images(tiny_vit, 3)
+    parameters = random_vectors(tiny_vit, processor, 2)
+
+    by_name = network_logits(tiny_vit, processor, parameters, {"pixel_values": images})
+
+    assert torch.equal(by_name, network_logits(tiny_vit, processor, parameters, images))
+
+
+def token_dataset(count: int, seed: int) -> datasets.Dataset:
+    """Texts whose label is the class of their first word."""
+    batch = texts(count, seed)
+    labels = batch["input_ids"][:, 0] % CLASSES
+    return datasets.Dataset.from_dict({**{k: v.tolist() for k, v in batch.items()}, "label": labels.tolist()})
+
+
+@pytest.fixture
+def text_data() -> TensorData:
+    parts = {"train": 32, "validation": 24, "test": 40}
+    return TensorData.from_dataset(
+        datasets.DatasetDict({name: token_dataset(n, seed) for seed, (name, n) in enumerate(parts.items())})
+    )
+
+
+def test_tokenised_dataset_becomes_three_splits(text_data):
+    assert [len(split) for split in (text_data.train, text_data.validation, text_data.test)] == [32, 24, 40]
+    inputs = text_data.inputs(text_data.test)
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (40, LENGTH)
+    assert inputs["input_ids"].dtype == torch.int64
+    assert text_data.label_names == ["0", "1", "2"]
+    assert text_data.test.fingerprint() != text_data.validation.fingerprint()
+
+
+def test_names_of_classes_are_taken_from_the_dataset():
+    names = ["bad", "fair", "good"]
+    rows = token_dataset(9, 0).cast_column("label", datasets.ClassLabel(names=names))
+
+    data = TensorData.from_dataset({"train": rows, "validation": rows, "test": rows})
+
+    assert data.label_names == names
+
+
+def test_dataset_that_does_not_fit_is_refused_in_a_sentence():
+    rows = token_dataset(6, 0)
+
+    with pytest.raises(BatchError, match=r"has the splits \['train'\], but 'validation' is needed"):
+        TensorData.from_dataset({"train": rows})
+    with pytest.raises(BatchError, match=r"The train split has the columns .* but lacks \['token_type_ids'\]"):
+        TensorData.from_dataset({"train": rows}, columns=["input_ids", "token_type_ids"])
+    ragged = datasets.Dataset.from_dict({"input_ids": [[1], [1, 2]], "label": [0, 1]})
+    with pytest.raises(BatchError, match="not of one length"):
+        TensorData.from_dataset({"train": ragged}, columns=["input_ids"])
+    with pytest.raises(BatchError, match="6 examples, but 5 labels"):
+        TensorSplit(torch.zeros(6, 2), torch.zeros(5, dtype=torch.long))
+
+
+def test_text_classifier_is_evaluated_through_the_same_code(bert, random_vectors, text_data, tiny_recipe, tmp_path):
+    processor = make_processor(bert, "head")
+    vectors = random_vectors(bert, processor, 32)
+
+    def rows(chosen: torch.Tensor, first: int) -> CheckpointZoo:
+        n = len(chosen)
+        runs = [f"run-{i % 2}" for i in range(n)]
+        return CheckpointZoo(chosen, runs, list(range(first, first + n)), [0] * n, [0.5] * n, [1.0] * n)
+
+    splits = {"train": rows(vectors[:20], 0), "validation": rows(vectors[:0], 0), "test": rows(vectors[20:], 20)}
+    checkpoints = Checkpoints(splits, processor, bert)
+    pipe = fit(checkpoints, tiny_recipe)
+
+    evaluation = evaluate(pipe, checkpoints, text_data, num_models=6, num_baseline_models=4)
+
+    predicted, _ = network_predictions(
+        bert, processor, vectors[:20], text_data.inputs(text_data.test), text_data.test.labels
+    )
+    expected = (predicted == text_data.test.labels).double().mean().item()
+    assert evaluation.sets["zoo"]["test"]["accuracy"]["mean"] == pytest.approx(expected)
+    assert evaluation.sets["generated"]["test"]["n"] == 6
+    metrics = write_report(tmp_path / "report", evaluation, describe_fit(checkpoints), processor)
+    assert "generated" in metrics["sets"]
+
+
+def test_image_tensors_are_data_too(random_vectors):
+    model = build("mlp")
+    processor = make_processor(model, "head")
+    split = TensorSplit(torch.rand(30, 1, 8, 8), torch.arange(30) % 10)
+    data = TensorData(split, split, split, [str(i) for i in range(10)])
+    vectors = random_vectors(model, processor, 12)
+
+    answer = audit(vectors[:6], vectors[6:], processor=processor, model=model, images=data, num_baseline_models=3)
+
+    assert answer.judged["zoo"].accuracy["test"].shape == (6,)
