@@ -59,10 +59,10 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
     if settings.hub_model_id is None:
         settings.hub_model_id = Path(settings.pipeline).name if is_folder else settings.pipeline
     settings.prepare_push(settings.pipeline, "model")
-    checkpoints = load_checkpoints(settings.checkpoints)
+    checkpoints = load_checkpoints(settings.checkpoints, token=settings.hub_token)
     images = load_images_of(collection_of(checkpoints, settings.dataset_name))
-    pipe = PDiffPipeline.from_pretrained(settings.pipeline).to(device)
-    fitted = read_metrics(settings.pipeline) or describe_fit(checkpoints)
+    pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)
+    fitted = read_metrics(settings.pipeline, token=settings.hub_token) or describe_fit(checkpoints)
     evaluation = evaluate(
         pipe,
         checkpoints,

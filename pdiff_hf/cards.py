@@ -196,7 +196,9 @@ def readdress(text: str, repo_id: str) -> str:
     found = _ADDRESS.search(text)
     if found is None:
         return text
-    return re.sub(rf"(?<![\w./-]){re.escape(found[1])}(?![\w/-]|\.\w)", repo_id, text)
+    # As an item of a list or the text of a link it is another repository of that name: the data set, or the generator.
+    alone = r"(?<![\w./\[-])(?<!- )"
+    return re.sub(rf"(?:{alone}|(?<=huggingface\.co/)){re.escape(found[1])}(?![\w/-]|\.\w)", repo_id, text)
 
 
 def published_name(name: str | None) -> str | None:

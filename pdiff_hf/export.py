@@ -18,8 +18,9 @@ from huggingface_hub import HfApi
 from .cards import readdress, write_remote_code_card
 from .folders import replace_folder, write_json, write_text
 from .hub_client import persistently
-from .hub_files import RepositoryFiles, push_folder
-from .pipeline_files import check_pipeline_folder, read_index
+from .hub_files import RepositoryFiles
+from .hub_push import push_folder
+from .pipeline_files import check_pipeline_folder, read_index, wanted_files
 from .safe_files import shareable_files
 
 BRANCH = "remote-code"
@@ -87,14 +88,21 @@ def push_remote_code(repo_id: str, token: str | bool | None = None) -> str:
     Raises:
         HubError: If the repository cannot be read or written to.
     """
-    api, repository = HfApi(token=token), RepositoryFiles(repo_id, token=token)
-    names = repository.names(repository.download(["model_index.json"]))
-    folder = repository.download(names)
+    api = HfApi(token=token)
+    if "/" not in repo_id:  # as `share` takes it: a repository of one's own
+        repo_id = f"{persistently(api.whoami, 'owner of the token')['name']}/{repo_id}"
+    repository = RepositoryFiles(repo_id, token=token)
+    folder = repository.download(["model_index.json"])
+    wanted = wanted_files(folder, repository.names(folder), None, ())
+    folder = replace(repository, revision=folder.name).download(wanted)
     what = str(replace(repository, revision=BRANCH))
-    persistently(lambda: api.create_branch(repo_id, branch=BRANCH, exist_ok=True), what)
     with tempfile.TemporaryDirectory() as temporary:
-        exported = Path(temporary) / "exported"
-        export_remote_code(folder, exported)
+        plain, exported = Path(temporary) / "pipeline", Path(temporary) / "exported"
+        for name in wanted:  # the cache holds links to what it keeps elsewhere
+            (plain / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, plain / name)
+        export_remote_code(plain, exported)
+        persistently(lambda: api.create_branch(repo_id, branch=BRANCH, exist_ok=True), what)
         card = readdress((exported / "README.md").read_text(encoding="utf-8"), repo_id)
         return push_folder(
             exported,
@@ -153,12 +161,13 @@ class _Bundle:
             if not statement.module:
                 raise ExportError(f"{module} imports the module {name} as a whole; import its names instead.")
             return self.take(statement.module, name)
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            self.imports.append(source)
-            return None
         if name in self.taken:
             if self.taken[name][1] != source:
                 raise ExportError(f"{module} and {self.taken[name][0]} both define {name}; rename one.")
+            return None
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            self.taken[name] = (module, source)
+            self.imports.append(source)
             return None
         for target in _defined(statement):
             self.taken[target] = (module, source)

@@ -16,6 +16,7 @@ from diffusers.utils import logging
 from huggingface_hub import get_session
 from huggingface_hub.errors import (
     DisabledRepoError,
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -32,6 +33,7 @@ BACK_OFF = (1.0, 4.0)  # seconds to wait before the second and third attempt
 CONNECT_TIMEOUT = 10.0  # seconds
 ANSWER_TIMEOUT = 120.0  # seconds without a byte; a large commit takes the Hub a while
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+XET_REFUSAL = re.compile(r"\((?:401|403|404) ")
 
 Result = TypeVar("Result")
 
@@ -85,7 +87,7 @@ def persistently(action: Callable[[], Result], what: str) -> Result:
             if wait is None or not is_transient(error):
                 _raise_explained(error, what)
             logger.warning(f"The Hub did not answer as expected for {what} ({_brief(error)}); trying again.")
-            time.sleep(max(wait, _retry_after(error)))
+            time.sleep(max(wait, retry_after(error)))
     raise AssertionError("unreachable")
 
 
@@ -119,17 +121,21 @@ _deadlines_users: dict[httpx2.Client, int] = {}  # calls under way with timeouts
 
 def is_transient(error: BaseException) -> bool:
     """Tells whether the same call may succeed a moment later. What the client itself has repeated is not repeated."""
-    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled):
         return False
-    if isinstance(error, RuntimeError):  # an upload: a damaged object or an expired address is worth a new one
-        return isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response.status_code in (403, 422)
+    if isinstance(error, LocalEntryNotFoundError):  # a download; the client asks only once where a branch is
+        cause = error.__cause__
+        asked_once = isinstance(cause, HfHubHTTPError) and "/revision/" in cause.response.request.url.path
+        return isinstance(cause, FileMetadataError) or (cause is not None and asked_once and is_transient(cause))
+    if isinstance(error, RuntimeError):  # an upload: a damaged object, an expired address or a lost part
+        return isinstance(error.__cause__, ValueError) or _status(error.__cause__) in (400, 403, 404, 422)
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in RETRIED_STATUS
     if isinstance(error, httpx2.TransportError | json.JSONDecodeError):
         return True
     if isinstance(error, ConnectionError):  # hf_xet's only error; its text holds the status
-        return not re.search(r"\b40[134]\b", str(error))
-    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+        return not XET_REFUSAL.search(str(error))
+    return _is_of_wrong_size(error)
 
 
 def _raise_explained(error: Exception, what: str) -> NoReturn:
@@ -137,6 +143,8 @@ def _raise_explained(error: Exception, what: str) -> NoReturn:
         explained = _explain(cause, what)
         if explained is not None:
             raise explained from error
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        raise HubError(f"A file of the {what} could not be sent ({_brief(error.__cause__)}).") from error
     raise error
 
 
@@ -158,16 +166,25 @@ def _explain(error: BaseException, what: str) -> HubError | None:
             f"The Hub's answer for the {what} was not JSON; a proxy may stand between. Run it again, or check "
             "HF_ENDPOINT and the proxy."
         )
+    if isinstance(error, ConnectionError) and XET_REFUSAL.search(str(error)):
+        return HubAccessError(f"The Hub's storage does not let this token in for the {what} ({_brief(error)}).")
     if isinstance(error, ConnectionError):
         return HubUnreachableError(f"The Hub's storage could not be reached for the {what} ({_brief(error)}).")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return HubQuotaError(
             f"There is no space left on this machine's disk for the {what}; free some, or set HF_HOME to a larger one."
         )
+    if isinstance(error, FileMetadataError):
+        return HubUnreachableError(
+            f"The Hub's answer for the {what} was not whole; a proxy may stand between ({_brief(error)})."
+        )
+    if _is_of_wrong_size(error):
+        return CorruptFileError(f"A file of the {what} has not the size that the Hub names ({_brief(error)}).")
     if isinstance(error, HFValidationError):
         return HubNotFoundError(f"The {what} has no valid name; give a folder that exists, or an id like 'org/name'.")
     if isinstance(error, ValueError) and "LFS batch API" in str(error):
-        return HubQuotaError(f"The Hub took no files for the {what}: {_brief(error)}")
+        reasons = sorted(set(re.findall(r"OID \w+: `([^`\n]*)", _scrubbed(str(error)))))
+        return HubQuotaError(f"The Hub took no files for the {what}: {'; '.join(reasons) or _brief(error)}.")
     if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
         return HubError(f"The Hub refused the card of the {what}: {_brief(error)} Mend the header of its README.md.")
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is None and error.__context__ is None:
@@ -189,7 +206,7 @@ def _explain_answer(error: HfHubHTTPError, what: str) -> HubError:
             f"The {what} has no such revision ({said}); pass a branch, tag or commit that its page lists."
         )
     if isinstance(error, RemoteEntryNotFoundError):
-        return HubNotFoundError(f"The {what} lacks a file that was asked for: {error.request.url.path}.")
+        return HubNotFoundError(f"The {what} lacks a file that was asked for: {error.response.request.url.path}.")
     if status == 401 and "Invalid credentials" in said:
         return HubAccessError(
             f"The Hub does not know the token that was sent for the {what}; it may be mistyped or revoked. Log in "
@@ -225,12 +242,21 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
-def _retry_after(error: Exception) -> float:
+def retry_after(error: Exception) -> float:
     """Returns the seconds that the Hub asked to wait, at most a minute."""
     if not isinstance(error, HfHubHTTPError):
         return 0.0
-    given = error.response.headers.get("Retry-After", "")
-    return min(60.0, float(given)) if given.isdigit() else 0.0
+    headers = error.response.headers
+    asked = [headers.get("Retry-After", ""), *re.findall(r"\bt=(\d+)", headers.get("ratelimit", ""))]
+    return min(60.0, max((float(seconds) for seconds in asked if seconds.isdigit()), default=0.0))
+
+
+def _is_of_wrong_size(error: BaseException) -> bool:
+    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+
+
+def _status(error: BaseException | None) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def _brief(error: BaseException) -> str:

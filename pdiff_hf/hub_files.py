@@ -1,12 +1,11 @@
-"""Folders to and from the Hub: checked by their checksums on the way in, in one commit on the way out."""
+"""Files from the Hub, compared with their checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,32 +13,26 @@ from typing import Any
 
 from diffusers.utils import logging
 from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
     HfApi,
     get_cached_repo_tree,
     hf_hub_download,
     snapshot_download,
 )
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from . import hub_client
 from .hub_client import (
     CorruptFileError,
-    HubAccessError,
-    HubConflictError,
     HubNotFoundError,
     HubUnreachableError,
-    deadlines,
-    hub_errors,
     persistently,
 )
-from .safe_files import require_inside, shareable_files
+from .safe_files import require_inside
 
 logger = logging.get_logger(__name__)
 
-PUSH_ATTEMPTS = 5
+OUTSIDE = ["/*", "../*", "*/../*", "?:*", "*/?:*"]  # patterns of names that lead out of a repository
+CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 Content = Path | bytes
 
 
@@ -97,6 +90,7 @@ class RepositoryFiles:
                 repo_type=self.repo_type,
                 revision=self.revision,
                 allow_patterns=list(patterns),
+                ignore_patterns=OUTSIDE,  # those are refused below, where all names are known
                 token=self.token,
                 cache_dir=self.cache_dir,
                 local_files_only=cached_only,
@@ -115,10 +109,12 @@ class RepositoryFiles:
             if Path(self.repo_id).exists():
                 raise
             raise HubNotFoundError(f"There is no folder {self.repo_id!r}. {missing}") from missing
-        for name in self.names(folder):
-            if any(fnmatchcase(name, pattern) for pattern in patterns):
-                require_inside(name)
-                self._verify(folder, name)
+        wanted = [name for name in self.names(folder) if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        for name in wanted:
+            require_inside(name)
+        checksums = self._checksums(folder, wanted)
+        for name in wanted:
+            self._verify(folder, name, checksums.get(name, ""))
         return folder
 
     def names(self, folder: Path) -> list[str]:
@@ -131,12 +127,34 @@ class RepositoryFiles:
             return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         return [file.path for file in tree]
 
-    def _verify(self, folder: Path, name: str) -> None:
-        if _is_intact(folder / name):
+    def _checksums(self, folder: Path, names: Sequence[str]) -> dict[str, str]:
+        """Returns the checksum of each file: the name that the cache keeps it under, else what the Hub says."""
+        # A link leads to a name that is the checksum; that may be a link itself, to a file that repositories share.
+        kept = {name: Path(os.readlink(folder / name)).name for name in names if (folder / name).is_symlink()}
+        known = {name: checksum for name, checksum in kept.items() if CHECKSUM.fullmatch(checksum)}
+        unknown = [name for name in names if name not in known]
+        if unknown and not self.local_files_only:
+            api, commit = HfApi(token=self.token), folder.name
+            try:
+                files = persistently(
+                    lambda: api.get_paths_info(self.repo_id, unknown, repo_type=self.repo_type, revision=commit),
+                    str(self),
+                )
+            except HubUnreachableError:
+                return known
+            for file in files:
+                if isinstance(file, RepoFile):
+                    known[file.path] = file.lfs.sha256 if file.lfs is not None else file.blob_id
+        return known
+
+    def _verify(self, folder: Path, name: str, checksum: str) -> None:
+        if _is_intact(folder / name, checksum):
             return
         logger.warning(f"{name!r} of the {self} is damaged; fetching it again.")
 
         def fetch_again() -> str:
+            # The client leaves a link that is there already, even where it leads to a file under a wrong name.
+            (folder / name).unlink(missing_ok=True)
             return hf_hub_download(
                 self.repo_id,
                 name,
@@ -147,32 +165,31 @@ class RepositoryFiles:
                 force_download=True,
             )
 
+        damaged = (folder / name).resolve()
         try:
             if self.local_files_only:
                 raise HubUnreachableError("The Hub was not to be asked.")
             persistently(fetch_again, str(self))
         except HubUnreachableError as error:
             raise CorruptFileError(
-                f"{name!r} of the {self} is damaged in the cache ({(folder / name).resolve()}), and it could not be "
-                f"fetched again: {error}"
+                f"{name!r} of the {self} is damaged in the cache ({damaged}), and could not be fetched again: {error}"
             ) from error
-        if not _is_intact(folder / name):
+        if not _is_intact(folder / name, checksum):
             raise CorruptFileError(
                 f"{name!r} of the {self} is not what its checksum says, although it was fetched again; whoever pushed "
                 "it should push it anew."
             )
 
 
-def _is_intact(path: Path) -> bool:
-    """Compares a cached file with the checksum that is its name: git's SHA-1 of small files, SHA-256 of large ones."""
-    # The link leads to a name that is the checksum; that may be a link itself, to a file that repositories share.
-    expected = Path(os.readlink(path)).name if path.is_symlink() else ""
-    if re.fullmatch(r"[0-9a-f]{64}", expected):
-        return _sha256(path) == expected
-    return not re.fullmatch(r"[0-9a-f]{40}", expected) or _git_oid(path.read_bytes()) == expected
+def _is_intact(path: Path, checksum: str) -> bool:
+    """Compares a file with its checksum, if that is known: SHA-256 of large ones, git's SHA-1 of small ones."""
+    if not checksum:
+        return True
+    return (sha256_of(path) if len(checksum) == 64 else git_oid_of(path.read_bytes())) == checksum
 
 
-def _sha256(content: Content) -> str:
+def sha256_of(content: Content) -> str:
+    """Returns the checksum of a large file, in hexadecimal digits."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     digest = hashlib.sha256()
@@ -182,136 +199,6 @@ def _sha256(content: Content) -> str:
     return digest.hexdigest()
 
 
-def _git_oid(content: bytes) -> str:
+def git_oid_of(content: bytes) -> str:
+    """Returns git's id of a small file, in hexadecimal digits."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def prepare_repository(
-    repo_id: str,
-    repo_type: str = "model",
-    private: bool | None = None,
-    token: str | bool | None = None,
-    write: bool = True,
-) -> str:
-    """Makes sure that a repository exists and, with `write`, can be written to; returns its full id.
-
-    Raises:
-        HubError: If it cannot, or if it is public and `private` was asked for.
-    """
-    api, what = HfApi(token=token), f"{repo_type} {repo_id!r}"
-
-    def create() -> str:
-        return api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-
-    repo_id = persistently(create, what)
-    persistently(lambda: api.auth_check(repo_id, repo_type=repo_type, write=write), what)
-    info = persistently(lambda: api.repo_info(repo_id, repo_type=repo_type, timeout=hub_client.ANSWER_TIMEOUT), what)
-    if private and not info.private:
-        raise HubAccessError(
-            f"The {what} exists and is public, but a private one was asked for; make it private in its settings, or "
-            "choose another name."
-        )
-    return repo_id
-
-
-def push_folder(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    commit_message: str = "Upload with pdiff_hf",
-    revision: str = "main",
-    token: str | bool | None = None,
-    create_pr: bool = False,
-    rewritten: Mapping[str, bytes] | None = None,
-    replaces: Sequence[str] = (),
-    further_suffixes: Iterable[str] = (),
-    parent_commit: str | None = None,
-) -> str:
-    """Makes a repository hold a folder's files, in one commit, or in none if it does already.
-
-    The commit names its parent, so that nobody's changes to the same files are lost, and whatever goes wrong, running
-    it again completes it. Large files that arrived are not sent again.
-
-    Args:
-        folder: What to push; see `safe_files.shareable_files` for what is in it.
-        repo_id: An existing repository; see `prepare_repository`.
-        repo_type: `"model"` or `"dataset"`.
-        commit_message: Title of the commit.
-        revision: The branch.
-        token: See `RepositoryFiles`.
-        create_pr: Open a pull request with the commit.
-        rewritten: Contents that take the place of files of the folder.
-        replaces: Patterns of files that are deleted on the Hub if the folder does not have them.
-        further_suffixes: Kinds of files that may be pushed beside the usual ones.
-        parent_commit: Fail unless the branch is still there.
-
-    Returns:
-        The id of the commit that holds the files.
-
-    Raises:
-        HubError: One of its subclasses; `HubConflictError` if someone else changed the same files meanwhile.
-        UnsafeFileError: If the folder holds what may not be shared.
-    """
-    names = shareable_files(folder, further_suffixes)
-    contents: dict[str, Content] = {name: Path(folder) / name for name in names} | dict(rewritten or {})
-    api, what = HfApi(token=token), f"{repo_type} {repo_id!r}"
-    seen: dict[str, str | None] | None = None
-    for attempt in range(PUSH_ATTEMPTS):
-        head, remote = persistently(lambda: _branch(api, repo_id, repo_type, revision), what)
-        changed = {name: content for name, content in contents.items() if _oid(content, remote.get(name)) is None}
-        gone = [n for n in remote if n not in contents and any(fnmatchcase(n, pattern) for pattern in replaces)]
-        if not changed and not gone:
-            return head
-        found = {name: remote[name].blob_id if name in remote else None for name in (*changed, *gone)}
-        moved = seen is not None and any(found[name] != seen.get(name) for name in found)
-        if moved or parent_commit not in (None, head):
-            raise HubConflictError(
-                f"Someone else has changed the {what} meanwhile (its {revision} is now {head[:8]}); look at its "
-                "history, then push again."
-            )
-        seen = found
-        operations = [CommitOperationAdd(name, content) for name, content in changed.items()]
-        deletions = [CommitOperationDelete(name) for name in gone]
-        try:
-            with deadlines():
-                info = api.create_commit(
-                    repo_id,
-                    [*operations, *deletions],
-                    commit_message=commit_message,
-                    repo_type=repo_type,
-                    revision=revision,
-                    parent_commit=head,
-                    create_pr=create_pr,
-                )
-            return info.oid
-        except Exception as error:
-            # The branch is looked at again: the commit may have been made although its answer was lost.
-            if attempt == PUSH_ATTEMPTS - 1 or not (hub_client.is_transient(error) or _is_overtaken(error)):
-                with hub_errors(what):
-                    raise
-            logger.warning(f"The push to the {what} was interrupted ({type(error).__name__}); going on.")
-            time.sleep(hub_client.BACK_OFF[min(attempt, len(hub_client.BACK_OFF) - 1)])
-    raise AssertionError("unreachable")
-
-
-def _branch(api: HfApi, repo_id: str, repo_type: str, revision: str) -> tuple[str, dict[str, RepoFile]]:
-    head = api.repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=hub_client.ANSWER_TIMEOUT).sha
-    tree = api.list_repo_tree(repo_id, repo_type=repo_type, revision=head, recursive=True)
-    assert head is not None  # the Hub names the commit of every branch
-    return head, {file.path: file for file in tree if isinstance(file, RepoFile)}
-
-
-def _oid(content: Content, remote: RepoFile | None) -> str | None:
-    """Returns the id of a content that the Hub already has under that name, else None."""
-    if remote is None:
-        return None
-    if remote.lfs is not None:
-        here, there = _sha256(content), remote.lfs.sha256
-    else:
-        here, there = _git_oid(content if isinstance(content, bytes) else content.read_bytes()), remote.blob_id
-    return here if here == there else None
-
-
-def _is_overtaken(error: Exception) -> bool:
-    return isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)

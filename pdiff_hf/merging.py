@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from .cards import published_value
 from .checkpoints import SPLITS, Checkpoints, CheckpointsError, CheckpointZoo, load_checkpoints
 from .hub_client import HubConflictError
-from .hub_files import RepositoryFiles, prepare_repository
+from .hub_files import RepositoryFiles
+from .hub_push import prepare_repository
 from .processing_parameters import LayoutError, ParameterProcessor
 from .sharing import commit_address, share
 from .targets import draw_network

@@ -31,10 +31,13 @@ def add_report(
         for picture in PICTURES:
             shutil.copy(Path(report) / picture, temporary / picture)
         write_json(temporary / "metrics.json", metrics)
-        write_pipeline_card(temporary, pipe, metrics)
+    if not cards.has_own_card(folder):
+        write_pipeline_card(folder, pipe, metrics)  # now that all files are there, whose sizes it tells
 
 
-def read_metrics(pipeline: str | os.PathLike, revision: str | None = None) -> dict[str, Any] | None:
+def read_metrics(
+    pipeline: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
+) -> dict[str, Any] | None:
     """Returns the `metrics.json` of a pipeline's folder or Hub repository, or None if it has none.
 
     Raises:
@@ -43,7 +46,7 @@ def read_metrics(pipeline: str | os.PathLike, revision: str | None = None) -> di
     """
     folder = Path(pipeline)
     if not folder.is_dir():
-        folder = RepositoryFiles.named(str(pipeline), revision=revision).download(["metrics.json"])
+        folder = RepositoryFiles.named(str(pipeline), revision=revision, token=token).download(["metrics.json"])
     return read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
 
 

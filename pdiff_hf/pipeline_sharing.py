@@ -14,7 +14,7 @@ from diffusers.utils import logging
 
 from .cards import write_pipeline_card
 from .folders import write_json
-from .hub_client import HubError
+from .hub_client import HubError, HubNotFoundError
 from .hub_files import RepositoryFiles
 from .pipeline_files import ATTACHMENTS, ROOT_FILES, check_pipeline_folder, matches, wanted_files
 from .safe_files import UnsafeFileError
@@ -121,12 +121,16 @@ class SharedPipeline(DiffusionPipeline):
         repo_id = kwargs.pop("repo_id", folder.name)
         if kwargs.pop("safe_serialization", True) is False:
             raise UnsafeFileError("safe_serialization=False asks for pickled weights, which are never written.")
-        if self.config.image_processor_config:
-            write_json(folder / "preprocessor_config.json", dict(self.config.image_processor_config))
-        super().save_pretrained(folder, *args, **kwargs)
-        self._save_attachments(folder, pushing.get("token"))
+        self._save(folder, args, kwargs, pushing.get("token"), push_to_hub)
         if push_to_hub:
             share(folder, repo_id, **pushing)
+
+    def _save(self, folder: Path, args: tuple, kwargs: dict[str, Any], token: str | bool | None, push: bool) -> None:
+        if self.config.image_processor_config:
+            # In the order in which model_index.json keeps it, so that the file is the same after loading.
+            write_json(folder / "preprocessor_config.json", dict(sorted(self.config.image_processor_config.items())))
+        super().save_pretrained(folder, *args, **kwargs)
+        self._save_attachments(folder, token, push)
 
     def push_to_hub(
         self,
@@ -142,22 +146,30 @@ class SharedPipeline(DiffusionPipeline):
         Takes and returns what `pdiff_hf.share` does.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, token=token)
+            self._save(Path(folder), (), {}, token, push=True)
             return share(
                 folder, repo_id, private=private, token=token, commit_message=commit_message, create_pr=create_pr
             )
 
-    def _save_attachments(self, folder: Path, token: str | bool | None) -> None:
+    def _save_attachments(self, folder: Path, token: str | bool | None, push: bool) -> None:
         if self._source is not None:
             origin = self._source.folder
             repository = self._source.repository
             if repository is not None:
+                here = replace(
+                    repository,
+                    revision=self._source.commit,
+                    token=token if repository.token is None else repository.token,
+                    local_files_only=repository.local_files_only and not push,
+                    force_download=False,
+                )
                 try:
-                    here = replace(repository, revision=self._source.commit, force_download=False)
-                    origin = (replace(here, token=token) if token is not None else here).download(ATTACHMENTS)
+                    origin = here.download(ATTACHMENTS)
                 except HubError as error:
+                    if push and not isinstance(error, HubNotFoundError):
+                        raise  # a push deletes on the Hub what the folder has not got
                     logger.warning(f"Card, metrics and pictures are not saved with the pipeline: {error}")
-            for path in sorted(origin.iterdir()):
+            for path in sorted(origin.glob("*")):  # none if the folder is gone
                 if matches(path.name, ATTACHMENTS) and path.is_file() and not (folder / path.name).exists():
                     shutil.copyfile(path, folder / path.name)
         if self.metrics is not None and not (folder / "metrics.json").exists():

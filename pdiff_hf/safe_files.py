@@ -41,10 +41,12 @@ def shareable_files(folder: str | os.PathLike, further_suffixes: Iterable[str] =
     root = Path(folder).resolve()
     allowed = (*SHARED_SUFFIXES, *further_suffixes)
     names = []
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for path in sorted(p for p in root.rglob("*") if p.is_file() or p.is_symlink()):
         name = path.relative_to(root).as_posix()
         if any(part.startswith(".") for part in name.split("/")) and path.name not in SHARED_NAMES:
             continue
+        if not path.is_file():
+            raise UnsafeFileError(f"{name!r} in {str(folder)!r} is a link to {path.resolve()}, which is no file.")
         if path.suffix.lower() not in allowed and path.name not in SHARED_NAMES:
             raise UnsafeFileError(
                 f"{name!r} in {str(folder)!r} is not shared: only {', '.join(allowed)} files are. Move it out of the "

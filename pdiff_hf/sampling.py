@@ -12,7 +12,7 @@ from .folders import replace_folder
 from .pipeline_output import NUMBERED, DrawnNetworks
 from .pipeline_pdiff import PDiffPipeline
 
-BATCH_SIZE = 32
+BATCH_SIZE = 1  # in a batch the last bits of a network would depend on how many others there are
 
 
 def sample_to_folder(

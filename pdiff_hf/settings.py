@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .folders import shipped_folder
-from .hub_files import prepare_repository
+from .hub_push import prepare_repository
 from .sharing import share
 
 RECIPES = ("fast", "paper")

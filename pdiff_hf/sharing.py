@@ -11,8 +11,8 @@ from huggingface_hub import HfApi
 
 from .cards import PICTURES, published_value, readdress
 from .folders import write_json
-from .hub_files import prepare_repository, push_folder
-from .safe_files import UnsafeFileError
+from .hub_push import prepare_repository, push_folder
+from .safe_files import UnsafeFileError, read_json, shareable_files
 
 PUBLISHED_JSON = ("collection.json", "metrics.json")
 
@@ -92,6 +92,7 @@ def share(
         HubError: One of its subclasses; see `pdiff_hf.hub_client`.
     """
     folder, kind = Path(folder), kind_of(folder)
+    shareable_files(folder)  # raises before a repository is made
     repo_id = prepare_repository(repo_id, kind.repo_type, private, token, write=not create_pr)
     commit = push_folder(
         folder,
@@ -121,10 +122,14 @@ def _rewritten(folder: Path, kind: Kind, repo_id: str) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for name in PUBLISHED_JSON:
         if (folder / name).is_file():
-            content = published_value(json.loads((folder / name).read_text(encoding="utf-8")))
+            content = published_value(read_json(folder / name))
             if kind is CHECKPOINTS:
                 content |= {"repo_id": repo_id}
             contents[name] = (json.dumps(content, indent=2) + "\n").encode()
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = read_json(path) if path.is_file() else {}
+        if config.pop("_name_or_path", None) is not None:  # where diffusers had loaded it from
+            contents[path.relative_to(folder).as_posix()] = (json.dumps(config, indent=2) + "\n").encode()
     readme = folder / "README.md"
     if readme.is_file():
         contents["README.md"] = readdress(readme.read_text(encoding="utf-8"), repo_id).encode()
