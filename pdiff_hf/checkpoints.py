@@ -20,7 +20,7 @@ from .checkpoint_shards import CheckpointsError, checkpoint_features, read_shard
 from .folders import replace_folder, write_json
 from .hub_files import RepositoryFiles
 from .processing_parameters import ParameterProcessor
-from .safe_files import BrokenFileError, build, load_network, read_json
+from .safe_files import BrokenFileError, build, load_network, network_config, read_json
 from .sharing import share
 from .targets import draw_network, make_processor, target_class
 
@@ -182,7 +182,7 @@ def load_checkpoints(
     if not len(splits["train"]):
         raise CheckpointsError(f"The train split of {str(dataset_name)!r} holds no checkpoints.")
     if target_model is None:
-        config = read_json(folder / "target_model" / "config.json")
+        config = network_config(folder / "target_model")
         target_model = load_network(folder / "target_model", target_class(config))
     return Checkpoints(
         splits=splits,

@@ -174,7 +174,7 @@ class RepositoryFiles:
             raise CorruptFileError(
                 f"{name!r} of the {self} is damaged in the cache ({damaged}), and could not be fetched again: {error}"
             ) from error
-        if not _is_intact(folder / name, checksum):
+        if not _is_intact(folder / name, self._checksums(folder, [name]).get(name, "")):
             raise CorruptFileError(
                 f"{name!r} of the {self} is not what its checksum says, although it was fetched again; whoever pushed "
                 "it should push it anew."

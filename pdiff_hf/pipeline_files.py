@@ -25,6 +25,8 @@ from .safe_files import (
     build,
     check_sizes,
     check_weights,
+    load_network,
+    network_config,
     read_json,
     tensor_shapes,
 )
@@ -155,24 +157,22 @@ def _component_class(name: str, library: str, class_name: str) -> type:
 
 
 def _check_model(cls: Any, folder: Path, weights: list[Path], where: str) -> Any:
-    config = read_json(folder / "config.json")
+    network = issubclass(cls, PreTrainedModel) or cls is AnyTargetModel
+    config = network_config(folder) if network else read_json(folder / "config.json")
     cls = target_class(config) if cls is AnyTargetModel else cls
     shapes = tensor_shapes(weights)
     if not shapes:
         raise BrokenFileError(f"{where} has no safetensors weights.")
     check_sizes(config, shapes, where)
     with torch.device("meta"):
-        if issubclass(cls, PreTrainedModel):
+        if network:
             model = build(cls, config, where, from_config=lambda: cls(cls.config_class.from_dict(config)))
         else:
             model = build(cls, config, where)
     missing = check_weights(model, shapes, where)
-    if missing and issubclass(cls, PreTrainedModel):
-        # Names in a file may be older than the class; transformers knows how to read those.
-        missing = sorted(
-            cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)[1]["missing_keys"]
-        )
-    if missing:
+    if missing and network:
+        load_network(folder, cls)  # names in a file may be older than the class; transformers knows those
+    elif missing:
         raise BrokenFileError(f"{where} lacks the weights {missing[:3]}, which its configuration asks for.")
     return model
 

@@ -108,6 +108,28 @@ def build(cls: Any, config: Any, where: str, from_config: Callable[[], Any] | No
         ) from error
 
 
+def network_config(folder: Path) -> dict[str, Any]:
+    """Reads the configuration of a transformers network that is complete in its folder.
+
+    Raises:
+        BrokenFileError: If it is missing or damaged.
+        UnsafeFileError: If it would make transformers run code, or fetch something from elsewhere.
+    """
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise BrokenFileError(f"{str(folder / 'config.json')!r} holds a {type(config).__name__} and no mapping.")
+    elsewhere = [key for key in ("auto_map", "quantization_config") if config.get(key) is not None]
+    elsewhere += [key for key in ("attn_implementation", "_attn_implementation") if "/" in str(config.get(key))]
+    if (folder / "adapter_config.json").exists():
+        elsewhere.append("adapter_config.json")
+    if elsewhere:
+        raise UnsafeFileError(
+            f"The network in {str(folder)!r} is not complete in itself: {', '.join(elsewhere)} would have code run or "
+            "something else fetched. Only plain networks are read."
+        )
+    return config
+
+
 def load_network(folder: Path, auto_class: Any) -> PreTrainedModel:
     """Loads a transformers network from its folder, whole or not at all.
 
@@ -117,9 +139,10 @@ def load_network(folder: Path, auto_class: Any) -> PreTrainedModel:
 
     Raises:
         BrokenFileError: If files are missing, damaged or do not fit one another.
+        UnsafeFileError: If it is not complete in itself.
     """
     where = f"the network in {str(folder)!r}"
-    config = read_json(folder / "config.json")
+    config = network_config(folder)
     check_sizes(config, tensor_shapes(sorted(folder.glob("*.safetensors"))), where)
     model, loading = build(
         auto_class,

@@ -1,0 +1,66 @@
+"""Waiting that no test waits for: back-off is written down instead, and a hang ends in an error."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+SLEEPERS = (
+    "huggingface_hub.utils._http",
+    "huggingface_hub.file_download",
+    "pdiff_hf.hub_client",
+    "pdiff_hf.hub_push",
+)
+
+
+class Clock:
+    """Stands in for the module `time`: writes down how long it should sleep, and does not."""
+
+    def __init__(self) -> None:
+        self.sleeps: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        """Returns at once."""
+        self.sleeps.append(seconds)
+
+
+def skip_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Lets the Hub's clients, ours included, go on at once where they would wait; returns the list of their waits."""
+    clock = Clock()
+    for name in SLEEPERS:
+        monkeypatch.setattr(importlib.import_module(name), "time", clock)
+    return clock.sleeps
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in a block that hangs; for the main thread."""
+
+    def give_up(*_: Any) -> None:
+        raise TimeoutError(f"This hangs: it has taken more than {seconds} seconds.")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Waits until something is true; raises TimeoutError if it does not become so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"What was waited for has not come in {seconds} seconds.")
+        time.sleep(0.001)
