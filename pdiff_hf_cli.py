@@ -50,11 +50,15 @@ def sample(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from pdiff_hf import PDiffPipeline, share
+    from pdiff_hf.hub_push import prepare_repository
     from pdiff_hf.sampling import sample_to_folder
 
     if arguments.output_dir is None and arguments.push_to is None:
         raise ValueError("Say where the networks go: --output_dir, --push_to, or both.")
     logging.disable_progress_bar()
+    private = True if arguments.private else None
+    if arguments.push_to is not None:
+        prepare_repository(arguments.push_to, private=private, token=arguments.token)  # fails before the work is done
     pipe = PDiffPipeline.from_pretrained(arguments.pipeline, revision=arguments.revision, token=arguments.token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output_dir or os.path.join(temporary, "drawn")
@@ -64,7 +68,6 @@ def sample(arguments: argparse.Namespace) -> None:
         if arguments.output_dir is not None:
             print(f"Written: {folder}")
         if arguments.push_to is not None:
-            private = True if arguments.private else None
             print(f"Pushed: {share(folder, arguments.push_to, private=private, token=arguments.token)}")
 
 

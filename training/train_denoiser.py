@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
     if accelerator.is_main_process:
         run.prepare_push(run.output_dir, "model")
-    checkpoints = load_checkpoints(run.checkpoints)
+    checkpoints = load_checkpoints(run.checkpoints, token=run.hub_token)
     autoencoder, first_stage = load_autoencoder(run.autoencoder)
     state = TrainingState.from_run(run)
     stopwatch = Stopwatch()
