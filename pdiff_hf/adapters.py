@@ -136,5 +136,8 @@ def _build(config: AdaptedConfig) -> Any:
     base_class = find_model_class(config.base_class, base_values.get("model_type"))
     base = base_class(base_class.config_class.from_dict(base_values))
     adapter_config = peft.get_peft_config(dict(config.adapter_config or {}))
+    if getattr(adapter_config, "prompt_tuning_init", None) == "TEXT":
+        # Its text went into the weights when it was made; PEFT would fetch the tokenizer, and its code, once more.
+        adapter_config.prompt_tuning_init = "RANDOM"
     base.name_or_path = adapter_config.base_model_name_or_path or ""  # where PEFT takes it from
     return peft.get_peft_model(base, adapter_config, adapter_name=config.adapter_name, autocast_adapter_dtype=False)

@@ -79,6 +79,8 @@ def read_shards(folder: Path, split: str, processor: ParameterProcessor) -> tupl
     expected = int(numbered[1]) if numbered else 0
     if len(shards) != expected:
         raise CheckpointsError(f"{str(folder)!r} has {len(shards)} of the {expected} shards of its {split} split.")
+    if processor.parameter_dim >= 2**31:
+        raise CheckpointsError(f"No row holds the {processor.parameter_dim} numbers of the layout in {str(folder)!r}.")
     schema = checkpoint_features(processor.parameter_dim).arrow_schema
     tables = [_read_shard(shard, schema, 4 * processor.parameter_dim) for shard in shards]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
@@ -107,6 +109,8 @@ def _read_shard(shard: Path, schema: pa.Schema, row_bytes: int) -> pa.Table:
                     f"{shard.name} says that it has {metadata.num_rows} rows of {row_bytes} bytes, but holds {held} "
                     "bytes; it is damaged."
                 )
-            return file.read()
-    except (pa.ArrowException, OSError, RuntimeError) as error:
+            table = file.read()
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointsError(f"{str(shard)!r} is no whole parquet file: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -116,6 +117,8 @@ def check_pipeline_folder(folder: Path, given: Collection[str] = (), variant: st
             config = read_json(folder / name / f"{name}_config.json")
             check_sizes(config if name == "scheduler" else {}, {}, where)
             built[name] = build(cls, config, where)
+            if name == "scheduler":
+                build(cls, config, where, from_config=lambda: _take_two_steps(built["scheduler"]))
         else:
             built[name] = _check_model(cls, folder / name, wanted_weights(folder / name, variant), where)
     _check_together(built, folder)
@@ -154,6 +157,19 @@ def _component_class(name: str, library: str, class_name: str) -> type:
             "a network of transformers or pdiff_hf; import the module of your own one first, or pass target_model="
         )
     raise UnsafeFileError(f"model_index.json says that {name} is {library}.{class_name}, but it must be {expected}.")
+
+
+def _take_two_steps(scheduler: Any) -> None:
+    """Raises in any way there is if a sampler does not sample."""
+    scheduler.set_timesteps(2)
+    own = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": torch.Generator().manual_seed(0)} if own else {}
+    sample = torch.ones(1, 1) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        scheduler.scale_model_input(sample, t)
+        sample = scheduler.step(torch.zeros(1, 1), t, sample, **extra).prev_sample
+    if not sample.isfinite().all():
+        raise ValueError("it samples what is not finite")
 
 
 def _check_model(cls: Any, folder: Path, weights: list[Path], where: str) -> Any:

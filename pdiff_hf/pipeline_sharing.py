@@ -17,7 +17,7 @@ from .folders import write_json
 from .hub_client import HubError, HubNotFoundError
 from .hub_files import RepositoryFiles
 from .pipeline_files import ATTACHMENTS, ROOT_FILES, check_pipeline_folder, matches, wanted_files
-from .safe_files import UnsafeFileError
+from .safe_files import BrokenFileError, UnsafeFileError
 from .sharing import share
 
 logger = logging.get_logger(__name__)
@@ -78,7 +78,14 @@ class SharedPipeline(DiffusionPipeline):
         source = cls._locate(name, kwargs)
         given = [component for component in kwargs if kwargs[component] is not None]
         check_pipeline_folder(source.folder, given, kwargs.get("variant"))
-        pipe = super().from_pretrained(str(source.folder), use_safetensors=True, **kwargs)
+        try:
+            pipe = super().from_pretrained(str(source.folder), use_safetensors=True, **kwargs)
+        except Exception as error:
+            if kwargs:  # they may be what is wrong
+                raise
+            raise BrokenFileError(
+                f"The pipeline in {str(source.folder)!r} cannot be built ({type(error).__name__}: {error})."
+            ) from error
         pipe.register_to_config(_name_or_path=name)
         pipe._source = source
         return pipe

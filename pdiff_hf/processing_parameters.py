@@ -53,6 +53,9 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 f"A layout needs one shape and one dtype for each of at least one distinct name, but there are "
                 f"{len(names)} names ({len(set(names))} distinct), {len(shapes)} shapes and {len(dtypes)} dtypes."
             )
+        sizes = [size for shape in shapes for size in shape]
+        if not all(isinstance(size, int) and size >= 0 for size in sizes):
+            raise LayoutError(f"The shapes of a layout are whole numbers, but these are {list(shapes)[:4]}.")
         self.names = list(names)
         self.shapes = [tuple(shape) for shape in shapes]
         self.sizes = [math.prod(shape) for shape in self.shapes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -118,8 +118,7 @@ def network_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise BrokenFileError(f"{str(folder / 'config.json')!r} holds a {type(config).__name__} and no mapping.")
-    elsewhere = [key for key in ("auto_map", "quantization_config") if config.get(key) is not None]
-    elsewhere += [key for key in ("attn_implementation", "_attn_implementation") if "/" in str(config.get(key))]
+    elsewhere = [key for part in _mappings(config) for key, value in part.items() if _leads_elsewhere(key, value)]
     if (folder / "adapter_config.json").exists():
         elsewhere.append("adapter_config.json")
     if elsewhere:
@@ -130,12 +129,25 @@ def network_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _leads_elsewhere(key: str, value: Any) -> bool:
+    kernel = key in ("attn_implementation", "_attn_implementation") and "/" in str(value)
+    return kernel or (key in ("auto_map", "quantization_config") and value is not None)
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Yields a configuration and those inside of it."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _mappings(inner)
+
+
 def load_network(folder: Path, auto_class: Any) -> PreTrainedModel:
     """Loads a transformers network from its folder, whole or not at all.
 
     Args:
         folder: Where `config.json` and the safetensors weights are.
-        auto_class: Its class, or one of transformers' auto classes.
+        auto_class: Its class.
 
     Raises:
         BrokenFileError: If files are missing, damaged or do not fit one another.
@@ -143,7 +155,16 @@ def load_network(folder: Path, auto_class: Any) -> PreTrainedModel:
     """
     where = f"the network in {str(folder)!r}"
     config = network_config(folder)
-    check_sizes(config, tensor_shapes(sorted(folder.glob("*.safetensors"))), where)
+    shapes = tensor_shapes(sorted(folder.glob("*.safetensors")))
+    if not shapes:
+        raise BrokenFileError(f"{where} has no safetensors weights.")
+    check_sizes(config, shapes, where)
+
+    def outline() -> PreTrainedModel:
+        with torch.device("meta"):
+            return auto_class(auto_class.config_class.from_dict(config))
+
+    check_weights(build(auto_class, config, where, from_config=outline), shapes, where)
     model, loading = build(
         auto_class,
         config,

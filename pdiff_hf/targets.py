@@ -102,8 +102,9 @@ def target_class(config: Any) -> type[PreTrainedModel]:
         UnknownTargetError: If there is none.
     """
     values = config if isinstance(config, dict) else {}
-    names = values.get("architectures") or ["network without a name"]
-    return find_model_class(str(names[0]), values.get("model_type"))
+    names = values.get("architectures")
+    name = names[0] if isinstance(names, list) and names else "network without a name"
+    return find_model_class(str(name), values.get("model_type"))
 
 
 def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:
@@ -112,8 +113,9 @@ def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]
     Raises:
         UnknownTargetError: If there is none.
     """
-    if hasattr(transformers, name):
-        return getattr(transformers, name)
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        return found
     for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest of that name, as in a notebook
         if model_class.__name__ == name and model_class.config_class.model_type == model_type:
             return model_class

@@ -38,6 +38,7 @@ from pdiff_hf import (
     load_checkpoints,
 )
 from pdiff_hf.hub_files import RepositoryFiles
+from pdiff_hf.targets import UnknownTargetError
 
 from .cases import ALWAYS, HTML, Case, assert_clear, fault, status
 from .server import Hub
@@ -72,7 +73,7 @@ CASES = [
             ("answered 503 twice", status(where, 503, 2)),
             ("rate limited", status(where, 429, headers={"Retry-After": "3"})),
             ("damaged", fault("corrupt", where)),
-            ("stalled", fault("stall", where, seconds=1.0)),
+            ("stalled", fault("stall", where, seconds=1.5)),
         )
     ),
     *(
@@ -119,9 +120,9 @@ CASES = [
             ("closed for ever", fault("close", where, ALWAYS)),
         )
     ),
-    Case("head stalls", fault("stall", HEAD, seconds=1.0)),
-    Case("listing stalls", fault("stall", TREE, seconds=1.0)),
-    Case("description stalls", fault("stall", INFO, seconds=1.0)),
+    Case("head stalls", fault("stall", HEAD, seconds=1.5)),
+    Case("listing stalls", fault("stall", TREE, seconds=1.5)),
+    Case("description stalls", fault("stall", INFO, seconds=1.5)),
     Case("head answered 401", status(HEAD, 401, ALWAYS), HubNotFoundError),
     Case("head answered 403", status(HEAD, 403, ALWAYS), HubAccessError),
     Case("head answered 404 without a code", status(HEAD, 404, ALWAYS), HubNotFoundError),
@@ -239,9 +240,9 @@ def test_a_load_survives_or_says_why_and_is_completed_by_another(
     for kind, details in case.faults:
         hub.fail(kind, **details)
         if kind == "stall":
-            monkeypatch.setattr(hub_client, "ANSWER_TIMEOUT", 0.25)
-            monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.25)
-            monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.25)
+            monkeypatch.setattr(hub_client, "ANSWER_TIMEOUT", 0.5)
+            monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+            monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
     client = (_http._GLOBAL_CLIENT_FACTORY, get_session().timeout)
 
     with monkeypatch.context() as limits:
@@ -699,8 +700,23 @@ def test_a_class_that_the_package_does_not_read_is_refused_and_its_code_not_run(
         },
         {"_attn_implementation": "alice/evil", "attn_implementation": "alice/evil"},
         {"quantization_config": {"quant_method": "evil", "load_in_4bit": True}},
+        {"text_config": {"_attn_implementation": "alice/evil", "quantization_config": {"quant_method": "evil"}}},
+        {"architectures": ["AutoModelForImageClassification"], "auto_map": {"AutoConfig": "evil.EvilConfig"}},
+        {"architectures": ["pipeline"]},
+        {"architectures": ["PreTrainedModel"]},
+        {"architectures": ["Evil"]},
     ],
-    ids=["auto_map", "auto_map of an unknown type", "attention kernel", "quantisation"],
+    ids=[
+        "auto_map",
+        "auto_map of an unknown type",
+        "attention kernel",
+        "quantisation",
+        "inside",
+        "auto class",
+        "function",
+        "abstract class",
+        "unknown class",
+    ],
 )
 def test_a_targets_configuration_runs_no_code(
     hub: Hub, shared: Shared, empty_cache: Path, trap: Path, change: dict, monkeypatch: pytest.MonkeyPatch
@@ -714,7 +730,7 @@ def test_a_targets_configuration_runs_no_code(
     (shared.folder / "target_model/config.json").write_text(json.dumps(config | change))
 
     for place, how in ((shared.repo.id, {"cache_dir": empty_cache}), (shared.folder, {})):
-        with contextlib.suppress(BrokenFileError, UnsafeFileError):
+        with contextlib.suppress(BrokenFileError, UnsafeFileError, UnknownTargetError):
             shared.load(place, **how)
 
     assert not trap.exists()
@@ -732,6 +748,47 @@ def test_an_adapter_beside_a_target_is_not_followed(hub: Hub, shared: Shared, em
             assert not getattr(loaded.target_model, "_hf_peft_config_loaded", False)
 
     assert not hub.requests(None, "alice/evil")
+
+
+BERT = {"model_type": "bert", "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
+ADAPTERS = {
+    "tokenizer": {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "SEQ_CLS",
+        "num_virtual_tokens": 2,
+        "token_dim": 32,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "TEXT",
+        "prompt_tuning_init_text": "evil",
+        "tokenizer_name_or_path": "alice/evil",
+        "tokenizer_kwargs": {"trust_remote_code": True},
+    },
+    "module": {
+        "peft_type": "LORA",
+        "target_modules": ["query"],
+        "megatron_config": {"a": 1},
+        "megatron_core": "antigravity",
+    },
+    "base": {"peft_type": "LORA", "target_modules": ["query"], "base_model_name_or_path": "alice/evil"},
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=list(ADAPTERS))
+def test_an_adapter_inside_a_target_fetches_nothing(hub: Hub, shared: Shared, empty_cache: Path, adapter: dict):
+    pytest.importorskip("peft")
+    config = {"architectures": ["AdaptedModel"], "model_type": "pdiff_adapted", "adapter_config": adapter}
+    config |= {"base_class": "BertForSequenceClassification", "base_config": BERT | {"num_attention_heads": 2}}
+    rewrite(shared.repo, "target_model/config.json", lambda _: config)
+    if shared.repo.type == "model":
+        rewrite(shared.repo, "model_index.json", lambda index: index | {"target_model": ["pdiff_hf", "AdaptedModel"]})
+
+    with pytest.raises((BrokenFileError, UnsafeFileError)):
+        shared.pull(empty_cache)
+
+    assert not hub.requests(None, "alice/evil")
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("suffix", ["bin", "pt", "pth", "ckpt", "pkl"])

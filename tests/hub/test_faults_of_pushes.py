@@ -133,13 +133,15 @@ CASES = [
     Case("description answered with a web page", status(INFO, 200, body=HTML)),
     # A server that hangs
     *(
-        Case(f"{name} hangs", fault("stall", where, seconds=1.0))
+        Case(f"{name} hangs", fault("stall", where, seconds=1.5))
         for name, where in (("object", PUT), ("commit", COMMIT), ("description", INFO), ("creation", CREATE))
     ),
     *(
-        Case(f"{name} hangs for ever", fault("stall", where, ALWAYS, seconds=2.0), HubUnreachableError)
-        for name, where in (("object", PUT), ("commit", COMMIT), ("description", INFO), ("creation", CREATE))
+        Case(f"{name} hangs for ever", fault("stall", where, ALWAYS, seconds=1.5), HubUnreachableError)
+        for name, where in (("object", PUT), ("description", INFO), ("creation", CREATE))
     ),
+    # Longer than all attempts together take: each would be made in the end, but all of them name one parent.
+    Case("commit hangs for ever", fault("stall", COMMIT, ALWAYS, seconds=5.0), HubUnreachableError),
 ]
 
 
@@ -201,7 +203,7 @@ def test_a_push_survives_or_says_why_and_is_completed_by_another(
     for kind, details in case.faults:
         hub.fail(kind, **details)
         if kind == "stall":
-            monkeypatch.setattr(hub_client, "ANSWER_TIMEOUT", 0.25)
+            monkeypatch.setattr(hub_client, "ANSWER_TIMEOUT", 0.5)
     client = (_http._GLOBAL_CLIENT_FACTORY, get_session().timeout)
 
     with monkeypatch.context() as limits:

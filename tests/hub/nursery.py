@@ -1,0 +1,76 @@
+"""Short-lived processes that have everything imported already: children that a test can kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from .environment import hub_environment
+from .server import Hub
+
+CODE = """
+import json, os, sys
+from pdiff_hf import *
+
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        try:
+            exec(json.loads(line))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """A process of a Hub's client that forks itself for every piece of code; `from pdiff_hf import *` is done.
+
+    Args:
+        hub: The only Hub that it knows.
+        cache: Its HF_HOME.
+    """
+
+    def __init__(self, hub: Hub, cache: Path):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CODE],
+            env=hub_environment(hub, cache, token="hf_alice") | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def start(self, code: str) -> int:
+        """Starts a child, and returns its id; `end` is to be called before the next one."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(code) + "\n")
+        self.process.stdin.flush()
+        return int(self._read())
+
+    def end(self) -> int:
+        """Waits for the child and returns its exit code; -9 if it was killed."""
+        return int(self._read())
+
+    def kill(self, child: int) -> int:
+        """Kills a child, unless it has ended just now, and returns its exit code."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        return self.end()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.communicate()
