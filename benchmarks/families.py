@@ -23,13 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("architectures", nargs="+")
     parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--max_eval_images", type=int, default=4)
     arguments = parser.parse_args()
-    print(f"on {describe_hardware()}; random weights, 20 checkpoints, batches of 4, 16 test images")
+    print(
+        f"on {describe_hardware()}; random weights, 20 checkpoints, batches of 4, {arguments.max_eval_images} test images"
+    )
     for architecture in arguments.architectures:
-        run(architecture, arguments.image_size)
+        run(architecture, arguments.image_size, arguments.max_eval_images)
 
 
-def run(architecture: str, image_size: int) -> None:
+def run(architecture: str, image_size: int, max_eval_images: int) -> None:
     """Collects 20 checkpoints, fits, draws four networks, evaluates, saves and loads."""
     settings = CollectionSettings(
         dataset_name="digits",
@@ -45,7 +48,7 @@ def run(architecture: str, image_size: int) -> None:
         gap=0,
         num_branches=0,
         max_train_images=64,
-        max_eval_images=16,
+        max_eval_images=max_eval_images,
     )
     images = load_images_of(settings)
     started = time.perf_counter()
