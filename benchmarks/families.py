@@ -25,9 +25,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--max_eval_images", type=int, default=4)
     arguments = parser.parse_args()
-    print(
-        f"on {describe_hardware()}; random weights, 20 checkpoints, batches of 4, {arguments.max_eval_images} test images"
-    )
+    print(f"on {describe_hardware()}; random weights, 20 checkpoints, {arguments.max_eval_images} test images")
     for architecture in arguments.architectures:
         run(architecture, arguments.image_size, arguments.max_eval_images)
 

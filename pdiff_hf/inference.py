@@ -23,6 +23,8 @@ logger = logging.get_logger(__name__)
 # Bytes that the generated layers' activations of one batch may take. Small enough for a processor's cache to help;
 # a larger budget was not faster.
 ACTIVATION_BUDGET = 32 * 2**20
+# The same of a single image, before the networks are evaluated in several chunks.
+ONE_IMAGE_BUDGET = 512 * 2**20
 MAX_BATCH_SIZE = 256
 
 
@@ -125,7 +127,10 @@ def iter_logits(
                 f"{len(parameters)} networks makes a forward pass of its own."
             )
         else:
-            pairs = ACTIVATION_BUDGET // (4 * _generated_activations(target_model, processor, one))
+            one_pair = 4 * _generated_activations(target_model, processor, one)  # bytes
+            pairs = ACTIVATION_BUDGET // one_pair
+            if pairs < len(parameters):  # several chunks of networks would each compute the trunk anew
+                pairs = min(len(parameters), ONE_IMAGE_BUDGET // one_pair)
             chunk_size = max(1, min(len(parameters), pairs))
             batch_size = max(1, min(MAX_BATCH_SIZE, pairs // chunk_size))
             evaluate = torch.vmap(logits_of, in_dims=(0, None), chunk_size=chunk_size)

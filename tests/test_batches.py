@@ -65,6 +65,7 @@ def test_text_logits_are_those_of_plain_forward_passes(bert, random_vectors, mon
     processor = make_processor(bert, subset)
     parameters, batch = random_vectors(bert, processor, 5), texts(7)
     monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", budget)
 
     logits = network_logits(bert, processor, parameters, batch)
 

@@ -47,6 +47,7 @@ def test_logits_are_those_of_plain_forward_passes(
     model, processor = target_and_processor
     parameters, images = random_vectors(model, processor, 5), random_images(model, 7)
     monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", budget)
 
     logits = network_logits(model, processor, parameters, images)
 
@@ -61,6 +62,7 @@ def test_logits_are_those_of_plain_forward_passes(
 def test_a_small_budget_makes_small_batches(mlp, random_vectors, random_images, monkeypatch, budget):
     processor = make_processor(mlp, "head")
     monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", budget)
 
     batches = list(inference.iter_logits(mlp, processor, random_vectors(mlp, processor, 5), random_images(mlp, 50)))
 
@@ -96,6 +98,7 @@ def test_predictions_and_losses_are_those_computed_by_hand(mlp, random_vectors, 
     parameters, images = random_vectors(mlp, processor, 4), random_images(mlp, 30)
     labels = torch.arange(30) % 10
     monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", budget)
 
     predicted, loss = network_predictions(mlp, processor, parameters, images, labels)
 
