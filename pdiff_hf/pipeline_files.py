@@ -104,6 +104,7 @@ def check_pipeline_folder(folder: Path, given: Collection[str] = (), variant: st
         UnsafeFileError: If a class is none that this package reads.
     """
     index = read_index(folder)
+    _check_settings(index, folder)
     built: dict[str, Any] = {}
     for name in COMPONENTS:
         if name in given:
@@ -122,6 +123,16 @@ def check_pipeline_folder(folder: Path, given: Collection[str] = (), variant: st
         else:
             built[name] = _check_model(cls, folder / name, wanted_weights(folder / name, variant), where)
     _check_together(built, folder)
+
+
+def _check_settings(index: dict[str, Any], folder: Path) -> None:
+    steps, images = index.get("default_num_inference_steps", 1), index.get("image_processor_config")
+    check_sizes(steps, {}, f"model_index.json in {str(folder)!r}")
+    if type(steps) is not int or steps < 1 or not (images is None or isinstance(images, dict)):
+        raise BrokenFileError(
+            f"model_index.json in {str(folder)!r} must name a number of steps and a mapping, but its "
+            f"default_num_inference_steps is {steps!r:.50} and its image_processor_config {images!r:.50}."
+        )
 
 
 def wanted_weights(folder: Path, variant: str | None) -> list[Path]:

@@ -147,3 +147,19 @@ def test_a_file_of_a_zoo_that_is_missing_is_named(tiny_checkpoints: Checkpoints,
         load_checkpoints(tmp_path / "zoo")
 
     assert re.split(r"[/-]", name)[0].replace("data", "train") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("default_num_inference_steps", value) for value in (0, -1, 2.5, "20", None, True, [20], 10**12)]
+    + [("image_processor_config", value) for value in (5, "a", [1])],
+)
+def test_a_setting_of_a_pipeline_that_is_none_is_named(
+    tiny_pipeline: PDiffPipeline, tmp_path: Path, name: str, value: object
+):
+    tiny_pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {name: value}))
+
+    with pytest.raises(BrokenFileError, match=r"model_index\.json"):
+        PDiffPipeline.from_pretrained(tmp_path)
