@@ -190,7 +190,8 @@ def _require_shared_statistics(model: PreTrainedModel, processor: ParameterProce
             f"Generated tensors feed BatchNorms of {type(model).__name__} ({', '.join(fed)}): runs from initial "
             "weights of their own would need running statistics of their own, which are no part of a vector. Let all "
             "runs branch from one trained network and share its statistics (--trunk_steps 300, or "
-            "--shared_initialisation with --model_name_or_path), or choose a network without BatchNorm."
+            "--shared_initialisation with --model_name_or_path), or choose a network without BatchNorm (a "
+            'pdiff_convnet with --model_config \'{"normalization": "layer"}\').'
         )
 
 

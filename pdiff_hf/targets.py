@@ -196,12 +196,18 @@ class ConvNetConfig(PreTrainedConfig):
     Args:
         num_channels: Channels of the input; any image size of at least `2 ** len(hidden_sizes)` works.
         hidden_sizes: Channels of each block.
+        normalization: `"batch"`, or `"layer"` over all channels and positions of an image. The latter keeps no running
+            statistics, so that whole networks with it can be trained and drawn independently of each other.
+
+    Raises:
+        ValueError: If there is no such normalisation.
     """
 
     model_type = "pdiff_convnet"
 
     num_channels: int = 3
     hidden_sizes: list[int] | tuple[int, ...] = (16, 32)
+    normalization: str = "batch"
 
 
 class SmallClassifier(PreTrainedModel):
@@ -258,7 +264,7 @@ class MLPForImageClassification(SmallClassifier):
 
 
 class ConvNetForImageClassification(SmallClassifier):
-    """Blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 max pooling, then the mean over positions and a head."""
+    """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 max pooling, then the mean over positions and a head."""
 
     config_class = ConvNetConfig
     base_model_prefix = "convnet"
@@ -268,7 +274,10 @@ class ConvNetForImageClassification(SmallClassifier):
         sizes = [config.num_channels, *config.hidden_sizes]
         pairs = list(itertools.pairwise(sizes))
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, kernel_size=3, padding=1, bias=False) for a, b in pairs)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in pairs)
+        if config.normalization not in ("batch", "layer"):
+            raise ValueError(f"normalization must be 'batch' or 'layer', but is {config.normalization!r}.")
+        batch = config.normalization == "batch"
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) if batch else nn.GroupNorm(1, b) for _, b in pairs)
         self.classifier = nn.Linear(sizes[-1], config.num_labels)
         self.post_init()
 

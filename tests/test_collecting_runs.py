@@ -35,7 +35,13 @@ from pdiff_hf.collecting_runs import MultiRunSettings
 from pdiff_hf.images import ImageSplit
 from pdiff_hf.loops import TrainingState
 from pdiff_hf.run_groups import batch_rows, initial_parameters, run_seed, train_group
-from pdiff_hf.targets import MLPConfig, SmallClassifier
+from pdiff_hf.targets import (
+    ConvNetConfig,
+    ConvNetForImageClassification,
+    MLPConfig,
+    SmallClassifier,
+    draw_network,
+)
 
 SETTINGS = CollectionSettings(
     image_size=8,
@@ -248,6 +254,19 @@ def test_a_network_of_the_users_own_is_collected(digits: ImageData):
 
     assert zoo.processor.parameter_dim == 64 * 8 + 8 + 2 * 8 + 8 * 10 + 10
     assert min(zoo.zoo.validation_accuracy) > 0.5
+
+
+def test_whole_convnets_without_running_statistics_are_independent_runs(digits: ImageData):
+    config = ConvNetConfig(num_channels=1, hidden_sizes=[8, 16], num_labels=10, normalization="layer")
+    zoo = collected(digits, ConvNetForImageClassification(config))
+
+    assert len(everything(zoo).unique(dim=0)) == 14
+    assert sum(zoo.zoo.validation_accuracy) / len(zoo.zoo) > 0.3
+    network = draw_network(zoo.target_model, zoo.processor, zoo.zoo.parameters[2])
+    pixel_values = digits.preprocessing(digits.validation.pixels)
+    predicted = network(pixel_values).logits.argmax(-1)
+    accuracy = (predicted == digits.validation.labels).float().mean()
+    assert accuracy == pytest.approx(zoo.zoo.validation_accuracy[2])
 
 
 def test_networks_with_batchnorm_branch_from_a_trunk_whose_statistics_they_share(

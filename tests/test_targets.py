@@ -11,6 +11,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from pdiff_hf import (
+    ConvNetConfig,
+    ConvNetForImageClassification,
     LayoutError,
     MLPConfig,
     MLPForImageClassification,
@@ -241,3 +243,8 @@ def test_small_target_returns_the_cross_entropy_of_labels(family, random_images)
     assert torch.equal(logits, output.logits)
     assert torch.equal(loss, output.loss)
     assert torch.allclose(loss, nn.functional.cross_entropy(logits, labels))
+
+
+def test_a_normalisation_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="'batch' or 'layer', but is 'none'"):
+        ConvNetForImageClassification(ConvNetConfig(normalization="none"))
