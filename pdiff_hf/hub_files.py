@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from .hub_client import (
     HubUnreachableError,
     persistently,
 )
-from .safe_files import require_inside
+from .safe_files import matches, require_inside
 
 logger = logging.get_logger(__name__)
 
@@ -109,7 +108,7 @@ class RepositoryFiles:
             if Path(self.repo_id).exists():
                 raise
             raise HubNotFoundError(f"There is no folder {self.repo_id!r}. {missing}") from missing
-        wanted = [name for name in self.names(folder) if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        wanted = [name for name in self.names(folder) if matches(name, patterns)]
         for name in wanted:
             require_inside(name)
         checksums = self._checksums(folder, wanted)

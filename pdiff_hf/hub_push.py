@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from diffusers.utils import logging
@@ -16,7 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 from . import hub_client
 from .hub_client import HubAccessError, HubConflictError, deadlines, hub_errors, persistently
 from .hub_files import Content, git_oid_of, sha256_of
-from .safe_files import shareable_files
+from .safe_files import matches, shareable_files
 
 logger = logging.get_logger(__name__)
 
@@ -97,7 +96,7 @@ def push_folder(
     for attempt in range(PUSH_ATTEMPTS):
         head, remote = persistently(lambda: _branch(api, repo_id, repo_type, revision), what)
         changed = {name: content for name, content in contents.items() if _oid(content, remote.get(name)) is None}
-        gone = [n for n in remote if n not in contents and any(fnmatchcase(n, pattern) for pattern in replaces)]
+        gone = [n for n in remote if n not in contents and matches(n, replaces)]
         if not changed and not gone:
             return head
         found = {name: remote[name].blob_id if name in remote else None for name in (*contents, *gone)}

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +218,3 @@ def _check_together(built: dict[str, Any], folder: Path) -> None:
                 )
     if processor is not None and "target_model" in built:
         processor.check_model(built["target_model"])
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Tells whether a file's name matches one of the patterns."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

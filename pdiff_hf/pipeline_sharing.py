@@ -16,8 +16,8 @@ from .cards import write_pipeline_card
 from .folders import write_json
 from .hub_client import HubError, HubNotFoundError
 from .hub_files import RepositoryFiles
-from .pipeline_files import ATTACHMENTS, ROOT_FILES, check_pipeline_folder, matches, wanted_files
-from .safe_files import BrokenFileError, UnsafeFileError
+from .pipeline_files import ATTACHMENTS, ROOT_FILES, check_pipeline_folder, wanted_files
+from .safe_files import BrokenFileError, UnsafeFileError, matches
 from .sharing import share
 
 logger = logging.get_logger(__name__)

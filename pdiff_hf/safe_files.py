@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -58,6 +59,11 @@ def shareable_files(folder: str | os.PathLike, further_suffixes: Iterable[str] =
             raise UnsafeFileError(f"{name!r} in {str(folder)!r} holds what looks like a Hub token; remove it.")
         names.append(name)
     return names
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Tells whether a file's name matches one of the fnmatch patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def require_inside(name: str) -> None:
