@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info(arguments: argparse.Namespace) -> None:
     """Prints what a generator's repository or folder holds."""
-    from pdiff_hf.describing import describe_pipeline, description_table
+    from pdiff_hf.pipelines.describing import describe_pipeline, description_table
 
     described = describe_pipeline(arguments.pipeline, arguments.revision, arguments.token)
     print(json.dumps(described, indent=2) if arguments.json else description_table(described))
@@ -50,8 +50,8 @@ def sample(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from pdiff_hf import PDiffPipeline, share
-    from pdiff_hf.hub_push import prepare_repository
-    from pdiff_hf.sampling import sample_to_folder
+    from pdiff_hf.hub.push import prepare_repository
+    from pdiff_hf.pipelines.sampling import sample_to_folder
 
     if arguments.output_dir is None and arguments.push_to is None:
         raise ValueError("Say where the networks go: --output_dir, --push_to, or both.")
@@ -73,8 +73,8 @@ def sample(arguments: argparse.Namespace) -> None:
 
 def audit(arguments: argparse.Namespace) -> None:
     """Judges a generator beside its baselines."""
-    from pdiff_hf.auditing import AuditSettings, audit_pipeline
     from pdiff_hf.evaluation import metrics_table, summarize
+    from pdiff_hf.evaluation.auditing import AuditSettings, audit_pipeline
 
     settings = AuditSettings(
         pipeline=arguments.pipeline,
@@ -95,7 +95,7 @@ def audit(arguments: argparse.Namespace) -> None:
 def push(arguments: argparse.Namespace) -> None:
     """Pushes a pipeline, a checkpoints dataset or drawn networks."""
     from pdiff_hf import append_checkpoints, load_checkpoints, share
-    from pdiff_hf.export import push_remote_code
+    from pdiff_hf.pipelines.export import push_remote_code
 
     private = True if arguments.private else None
     if arguments.append:

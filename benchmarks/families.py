@@ -13,9 +13,9 @@ import time
 import torch
 
 from pdiff_hf import CollectionSettings, PDiffPipeline, PDiffPipelineOutput, collect, fit
-from pdiff_hf.cards import describe_hardware
-from pdiff_hf.collecting import load_images_of, load_target
 from pdiff_hf.evaluation import evaluate
+from pdiff_hf.hub.cards import describe_hardware
+from pdiff_hf.zoo.trajectory import load_images_of, load_target
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ import time
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from pdiff_hf import draw_network, make_processor, network_predictions
-from pdiff_hf.cards import describe_hardware
+from pdiff_hf import build_network, make_processor, network_predictions
 from pdiff_hf.evaluation import iou
+from pdiff_hf.hub.cards import describe_hardware
 
 
 def main() -> None:
@@ -44,7 +44,9 @@ def main() -> None:
     started = time.perf_counter()
     with torch.no_grad():
         each = [
-            torch.cat([draw_network(model, processor, vector)(batch).logits.argmax(-1) for batch in images.split(256)])
+            torch.cat(
+                [build_network(model, processor, vector)(batch).logits.argmax(-1) for batch in images.split(256)]
+            )
             for vector in part
         ]
     slow = (time.perf_counter() - started) * len(parameters) / len(part)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pdiff_hf import CollectionSettings, MultiRunSettings, collect_runs, network_predictions
-from pdiff_hf.collecting import load_images_of, load_target
+from pdiff_hf.zoo.trajectory import load_images_of, load_target
 
 CASES = {
     "digits": CollectionSettings(

@@ -22,10 +22,10 @@ import yaml
 from tqdm.auto import tqdm
 
 from pdiff_hf import Checkpoints, CollectionSettings, Recipe, collect, fit, load_checkpoints, load_recipe
-from pdiff_hf.cards import describe_hardware
-from pdiff_hf.collecting import collection_of, load_images_of, load_target
 from pdiff_hf.evaluation import evaluate
 from pdiff_hf.folders import write_json
+from pdiff_hf.hub.cards import describe_hardware
+from pdiff_hf.zoo.trajectory import collection_of, load_images_of, load_target
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from pdiff_hf import PDiffPipeline, PDiffPipelineOutput
-from pdiff_hf.cards import describe_hardware
+from pdiff_hf.hub.cards import describe_hardware
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:

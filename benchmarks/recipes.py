@@ -11,7 +11,7 @@ import time
 import torch
 
 from pdiff_hf import fit, load_checkpoints
-from pdiff_hf.cards import describe_hardware
+from pdiff_hf.hub.cards import describe_hardware
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pdiff_hf import CollectionSettings, collect, fit
-from pdiff_hf.cards import describe_hardware
-from pdiff_hf.collecting import load_images_of, load_target
 from pdiff_hf.evaluation import evaluate
 from pdiff_hf.evaluation.plots import draw_distribution
 from pdiff_hf.folders import replace_folder
+from pdiff_hf.hub.cards import describe_hardware
+from pdiff_hf.zoo.trajectory import load_images_of, load_target
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
         for i, layer in enumerate(layers):
             draw_distribution(grid[i, j], evaluation, processor, layer)
             grid[i, j].set_title(f"{title}\n…{layer[-28:]}", fontsize=8)
-    figure.suptitle("Distance of parameters from the zoo's average: generated should cover the grey zoo", fontsize=11)
+    figure.suptitle("Distance of parameters from the zoo's average: generated should cover the gray zoo", fontsize=11)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 0.98))

@@ -4,14 +4,11 @@
 from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
 # isort: on
 
-from .adapters import AdaptedModel
-from .batches import TensorData, TensorSplit
-from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, CheckpointZoo, load_checkpoints
-from .collecting import CollectionSettings, collect
-from .collecting_runs import MultiRunSettings, collect_runs
+from .data.images import ImageData, load_images
+from .data.inputs import TensorData, TensorSplit
 from .evaluation import Audit, audit
-from .fitting import fit, fit_autoencoder, fit_denoiser
-from .hub_client import (
+from .fitting.fitting import fit, fit_autoencoder, fit_denoiser
+from .hub.client import (
     CorruptFileError,
     HubAccessError,
     HubConflictError,
@@ -20,30 +17,27 @@ from .hub_client import (
     HubQuotaError,
     HubUnreachableError,
 )
-from .images import ImageData, load_images
-from .inference import network_logits, network_predictions
-from .merging import append_checkpoints, merge_checkpoints
-from .modeling_autoencoder import ParameterAutoencoder
-from .modeling_denoiser import ParameterDenoiser
-from .modeling_linear_autoencoder import LinearParameterAutoencoder
-from .modeling_mlp_denoiser import MLPParameterDenoiser
-from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
-from .pipeline_pdiff import PDiffPipeline
-from .processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
-from .safe_files import BrokenFileError, UnsafeFileError
+from .hub.safety import BrokenFileError, UnsafeFileError
+from .hub.sharing import share
+from .models.conv_autoencoder import ParameterAutoencoder
+from .models.conv_denoiser import ParameterDenoiser
+from .models.linear_autoencoder import LinearParameterAutoencoder
+from .models.mlp_denoiser import MLPParameterDenoiser
+from .pipelines.pipeline_output import DrawnNetworks, PDiffPipelineOutput
+from .pipelines.pipeline_pdiff import PDiffPipeline
 from .settings import Recipe, load_recipe
-from .sharing import share
-from .targets import (
-    AnyTargetModel,
-    ConvNetConfig,
-    ConvNetForImageClassification,
-    MLPConfig,
-    MLPForImageClassification,
-    UnknownTargetError,
-    draw_network,
-    make_processor,
-)
-from .trainer_callback import CheckpointCallback
+from .targets.adapters import AdaptedModel
+from .targets.building import build_network
+from .targets.inference import network_logits, network_predictions
+from .targets.loading import AnyTargetModel, UnknownTargetError
+from .targets.networks import ConvNetConfig, ConvNetForImageClassification, MLPConfig, MLPForImageClassification
+from .targets.processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
+from .targets.subsets import make_processor
+from .zoo.checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, CheckpointSplit, load_checkpoints
+from .zoo.merging import append_checkpoints, merge_checkpoints
+from .zoo.runs import MultiRunSettings, collect_runs
+from .zoo.trainer_callback import CheckpointCallback
+from .zoo.trajectory import CollectionSettings, collect
 
 __version__ = "0.1.0"
 
@@ -54,7 +48,7 @@ __all__ = [
     "BrokenFileError",
     "CheckpointCallback",
     "CheckpointRecorder",
-    "CheckpointZoo",
+    "CheckpointSplit",
     "Checkpoints",
     "CheckpointsError",
     "CollectionSettings",
@@ -88,9 +82,9 @@ __all__ = [
     "UnsafeFileError",
     "append_checkpoints",
     "audit",
+    "build_network",
     "collect",
     "collect_runs",
-    "draw_network",
     "fit",
     "fit_autoencoder",
     "fit_denoiser",

@@ -117,7 +117,7 @@ class Stopwatch:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator for the block, as initial weights need, and puts it back afterwards."""
+    """Seeds torch's global generator for the block, as initial weights need, and puts it back afterward."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

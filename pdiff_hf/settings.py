@@ -14,8 +14,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from .folders import shipped_folder
-from .hub_push import prepare_repository
-from .sharing import share
+from .hub.push import prepare_repository
+from .hub.sharing import share
 
 RECIPES = ("fast", "paper")
 
@@ -33,7 +33,7 @@ def setting(default: Any, help: str) -> Any:
 class OptimizationSettings:
     """How a network is trained, with diffusers' flag names."""
 
-    max_train_steps: int = setting(600, "Optimiser steps.")
+    max_train_steps: int = setting(600, "Optimizer steps.")
     train_batch_size: int = setting(256, "Examples of one step, over all processes together.")
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.")
     lr_scheduler: str = setting("cosine", "A schedule of diffusers.optimization.get_scheduler.")
@@ -52,7 +52,7 @@ class AutoencoderSettings(OptimizationSettings):
     )
     latent_dim: int | None = setting(None, "Length of a latent; linear: by default from --explained_variance.")
     explained_variance: float = setting(0.95, "Linear: keep the fewest codes with this share of the zoo's variance.")
-    input_noise: float = setting(1e-3, "Conv: standard deviation of the noise on the standardised vectors.")
+    input_noise: float = setting(1e-3, "Conv: standard deviation of the noise on the standardized vectors.")
     latent_noise: float = setting(0.1, "Conv: standard deviation of the noise on the latents.")
 
 
@@ -64,7 +64,7 @@ class DenoiserSettings(OptimizationSettings):
     width: int = setting(128, "MLP: units of the hidden layers.")
     num_blocks: int = setting(2, "MLP: residual blocks.")
     latent_smoothing: float = setting(
-        0.0, "Standard deviation of noise mixed into the standardised latents, which keep unit variance."
+        0.0, "Standard deviation of noise mixed into the standardized latents, which keep unit variance."
     )
     ema_decay: float = setting(0.99, "Decay of the averaged weights that are shipped; 0 ships the last weights.")
     prediction_type: Literal["v_prediction", "epsilon"] = setting("v_prediction", "What the denoiser predicts.")

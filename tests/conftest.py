@@ -34,7 +34,7 @@ from transformers import (
 
 from pdiff_hf import (
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     CollectionSettings,
     ConvNetConfig,
     ConvNetForImageClassification,
@@ -47,7 +47,7 @@ from pdiff_hf import (
     load_recipe,
     make_processor,
 )
-from pdiff_hf.images import Preprocessing
+from pdiff_hf.data.images import Preprocessing
 from pdiff_hf.loops import seeded
 
 hypothesis.settings.register_profile("pdiff_hf", deadline=None, derandomize=True, max_examples=20)
@@ -98,7 +98,7 @@ LAYOUTS = [
     (family, subset)
     for family in FAMILIES
     for subset in ("last_norms", "head", "full")
-    if (family, subset) != ("mlp", "last_norms")  # the one network without a normalisation layer
+    if (family, subset) != ("mlp", "last_norms")  # the one network without a normalization layer
 ]
 
 
@@ -216,7 +216,7 @@ def tiny_checkpoints(mlp: PreTrainedModel, random_vectors: Callable) -> Checkpoi
     splits, first_step = {}, 0
     for split, count in (("train", 24), ("validation", 8), ("test", 8)):
         rows = range(count)
-        splits[split] = CheckpointZoo(
+        splits[split] = CheckpointSplit(
             parameters=random_vectors(mlp, processor, 40)[first_step : first_step + count],
             run=[f"run-{row % 2}" for row in rows],
             step=[first_step + row // 2 for row in rows],

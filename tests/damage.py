@@ -216,7 +216,7 @@ def main() -> None:
         NonFiniteParametersError,
         UnsafeFileError,
     )
-    from pdiff_hf.targets import UnknownTargetError
+    from pdiff_hf.targets.loading import UnknownTargetError
 
     allowed = (BrokenFileError, UnsafeFileError, LayoutError, NonFiniteParametersError, CheckpointsError, HubError)
     allowed += (UnknownTargetError,)

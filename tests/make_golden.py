@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from pdiff_hf import (
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     MLPConfig,
     MLPForImageClassification,
     PDiffPipeline,
@@ -22,7 +22,7 @@ from pdiff_hf import (
     fit,
     make_processor,
 )
-from pdiff_hf.images import Preprocessing
+from pdiff_hf.data.images import Preprocessing
 from pdiff_hf.loops import seeded
 from pdiff_hf.settings import AutoencoderSettings, DenoiserSettings
 
@@ -49,7 +49,7 @@ def main() -> None:
     processor = make_processor(model.eval(), "head")
     count = 24
     noise = torch.randn(count, processor.parameter_dim, generator=torch.Generator().manual_seed(1))
-    zoo = CheckpointZoo(
+    zoo = CheckpointSplit(
         parameters=processor.flatten(model.state_dict()) + 0.1 * noise,
         run=["run-0"] * count,
         step=list(range(count)),

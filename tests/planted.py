@@ -15,11 +15,11 @@ from pdiff_hf import (
     collect,
     make_processor,
 )
-from pdiff_hf.collecting import load_images_of, load_target
-from pdiff_hf.evaluation.axes import align_to_zoo
+from pdiff_hf.data.images import ImageData, load_images
 from pdiff_hf.evaluation.baselines import gaussian_full
-from pdiff_hf.images import ImageData, load_images
-from pdiff_hf.symmetries import Symmetries
+from pdiff_hf.evaluation.criteria import align_to_zoo
+from pdiff_hf.targets.symmetries import Symmetries
+from pdiff_hf.zoo.trajectory import load_images_of, load_target
 
 HIDDEN, SAMPLES = 16, 100
 

@@ -24,15 +24,15 @@ from pdiff_hf import (
     TensorData,
     TensorSplit,
     audit,
-    draw_network,
+    build_network,
     fit,
     load_checkpoints,
     make_processor,
     network_logits,
 )
-from pdiff_hf.batches import Inputs, forward
+from pdiff_hf.data.inputs import Inputs, forward
 from pdiff_hf.loops import seeded
-from pdiff_hf.symmetries import Symmetries
+from pdiff_hf.targets.symmetries import Symmetries
 
 
 def vit() -> tuple[PreTrainedModel, Inputs]:
@@ -150,7 +150,7 @@ def test_trunk_is_the_base_and_is_computed_as_in_plain_passes(random_vectors):
 
     logits = network_logits(target, processor, parameters, inputs)
 
-    networks = [draw_network(target, processor, vector) for vector in parameters]
+    networks = [build_network(target, processor, vector) for vector in parameters]
     with torch.no_grad():
         assert torch.allclose(logits, torch.stack([forward(n, inputs).logits for n in networks]), atol=1e-5)
     embedding = "peft_model.base_model.model.bert.embeddings.word_embeddings.weight"

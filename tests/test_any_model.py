@@ -11,9 +11,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pdiff_hf import CheckpointRecorder, Checkpoints, PDiffPipeline, draw_network, fit, load_checkpoints
+from pdiff_hf import CheckpointRecorder, Checkpoints, PDiffPipeline, build_network, fit, load_checkpoints
 from pdiff_hf.loops import seeded
-from pdiff_hf.targets import UnknownTargetError
+from pdiff_hf.targets.loading import UnknownTargetError
 
 
 class TableConfig(PreTrainedConfig):
@@ -172,7 +172,7 @@ def test_target_of_another_task_is_loaded_as_the_class_it_was_saved_as(tmp_path)
 
     loaded = load_checkpoints(tmp_path).target_model
 
-    average = draw_network(model, recorder.processor, recorder.checkpoints().zoo.parameters[0])
+    average = build_network(model, recorder.processor, recorder.checkpoints().zoo.parameters[0])
     ids = torch.arange(6).view(2, 3)
     assert type(loaded) is BertForSequenceClassification
     assert torch.equal(loaded(ids).logits, average(ids).logits)

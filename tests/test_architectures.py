@@ -12,8 +12,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from pdiff_hf import CollectionSettings, LayoutError, ParameterProcessor, load_images, make_processor
-from pdiff_hf.architectures import ARCHITECTURES, architecture_config
-from pdiff_hf.collecting import load_target
+from pdiff_hf.targets.architectures import ARCHITECTURES, architecture_config
+from pdiff_hf.zoo.trajectory import load_target
 
 PAGE = (Path(__file__).parents[1] / "docs" / "targets.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\S+) \| [^|]+ \| `([^`]+)` \| ([\d,]+) \|$", PAGE, re.MULTILINE)

@@ -11,7 +11,7 @@ import torch
 from planted import Case, multi_run_case, planted_generators, trajectory_case
 
 from pdiff_hf import Audit, LinearParameterAutoencoder, audit, network_predictions
-from pdiff_hf.evaluation import axes
+from pdiff_hf.evaluation import criteria as axes
 
 AXES = ["performs", "disperses", "novel", "distinguishable", "outside_the_curve"]
 WORDS = {

@@ -16,14 +16,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from pdiff_hf import LinearParameterAutoencoder
 from pdiff_hf.evaluation.baselines import Baseline, swept_baselines
-from pdiff_hf.evaluation.distributions import energy_distance, energy_test, nearest_neighbour_accuracy
-from pdiff_hf.evaluation.ensembles import (
-    calibration_figures,
-    deep_ensemble_equivalent,
-    ensemble_figures,
-    ensemble_log_probabilities,
-    fit_temperature,
-)
+from pdiff_hf.evaluation.distributions import energy_distance, energy_test, nearest_neighbor_accuracy
 from pdiff_hf.evaluation.intervals import (
     bootstrap,
     resampled_weights,
@@ -49,6 +42,13 @@ from pdiff_hf.evaluation.novelty import (
     nearest_ratio,
     novel_and_performant,
     related_pairs,
+)
+from pdiff_hf.evaluation.uncertainty import (
+    calibration_figures,
+    deep_ensemble_equivalent,
+    ensemble_figures,
+    ensemble_log_probabilities,
+    fit_temperature,
 )
 
 
@@ -179,7 +179,7 @@ def test_without_correlation_the_length_is_the_shortest_lag():
     assert correlation_length(torch.full((50, 50), 0.5), step) == 2
 
 
-def test_related_are_members_of_one_run_or_neighbours_in_time():
+def test_related_are_members_of_one_run_or_neighbors_in_time():
     run, step = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 100, 0, 100])
 
     of_runs = related_pairs(run, step, None)
@@ -273,12 +273,12 @@ def test_the_energy_test_is_decided_by_its_generator():
     assert energy_test(x, y, seeded_generator(1)) == energy_test(x, y, seeded_generator(1))
 
 
-def test_neighbours_are_of_either_set_if_the_distributions_are_equal():
-    equal = [nearest_neighbour_accuracy(normal(60, 3, seed=s), normal(80, 3, seed=1000 + s)) for s in range(20)]
+def test_neighbors_are_of_either_set_if_the_distributions_are_equal():
+    equal = [nearest_neighbor_accuracy(normal(60, 3, seed=s), normal(80, 3, seed=1000 + s)) for s in range(20)]
 
     assert sum(equal) / 20 == pytest.approx(0.5, abs=0.05)
-    assert nearest_neighbour_accuracy(normal(60, 3), 50 + normal(60, 3, seed=1)) == 1
-    assert nearest_neighbour_accuracy(normal(60, 3), normal(60, 3)) == 0  # each one's copy is nearest
+    assert nearest_neighbor_accuracy(normal(60, 3), 50 + normal(60, 3, seed=1)) == 1
+    assert nearest_neighbor_accuracy(normal(60, 3), normal(60, 3)) == 0  # each one's copy is nearest
 
 
 # Ensembles

@@ -11,20 +11,20 @@ from transformers import BatchEncoding, BertConfig, BertForSequenceClassificatio
 
 from pdiff_hf import (
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     TensorData,
     TensorSplit,
-    draw_network,
+    build_network,
     fit,
-    inference,
     make_processor,
     network_logits,
     network_predictions,
 )
-from pdiff_hf.batches import BatchError
+from pdiff_hf.data.inputs import BatchError
 from pdiff_hf.evaluation import audit, evaluate, write_report
-from pdiff_hf.fitting import describe_fit
+from pdiff_hf.fitting.fitting import describe_fit
 from pdiff_hf.loops import seeded
+from pdiff_hf.targets import inference
 
 WORDS, LENGTH, CLASSES = 40, 12, 3
 
@@ -56,7 +56,7 @@ def texts(count: int, seed: int = 0) -> BatchEncoding:
 
 @torch.no_grad()
 def plain_logits(model, processor, parameters, batch) -> torch.Tensor:
-    return torch.stack([draw_network(model, processor, vector)(**batch).logits for vector in parameters])
+    return torch.stack([build_network(model, processor, vector)(**batch).logits for vector in parameters])
 
 
 @pytest.mark.parametrize("budget", [2**25, 1], ids=["one batch", "one pair at a time"])
@@ -150,7 +150,7 @@ def text_data() -> TensorData:
     )
 
 
-def test_tokenised_dataset_becomes_three_splits(text_data):
+def test_tokenized_dataset_becomes_three_splits(text_data):
     assert [len(split) for split in (text_data.train, text_data.validation, text_data.test)] == [32, 24, 40]
     inputs = text_data.inputs(text_data.test)
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (40, LENGTH)
@@ -186,10 +186,10 @@ def test_text_classifier_is_evaluated_through_the_same_code(bert, random_vectors
     processor = make_processor(bert, "head")
     vectors = random_vectors(bert, processor, 32)
 
-    def rows(chosen: torch.Tensor, first: int) -> CheckpointZoo:
+    def rows(chosen: torch.Tensor, first: int) -> CheckpointSplit:
         n = len(chosen)
         runs = [f"run-{i % 2}" for i in range(n)]
-        return CheckpointZoo(chosen, runs, list(range(first, first + n)), [0] * n, [0.5] * n, [1.0] * n)
+        return CheckpointSplit(chosen, runs, list(range(first, first + n)), [0] * n, [0.5] * n, [1.0] * n)
 
     splits = {"train": rows(vectors[:20], 0), "validation": rows(vectors[:0], 0), "test": rows(vectors[20:], 20)}
     checkpoints = Checkpoints(splits, processor, bert)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     CollectionSettings,
     PDiffPipeline,
     Recipe,
@@ -33,8 +33,10 @@ from pdiff_hf import (
     make_processor,
     share,
 )
-from pdiff_hf.auditing import AuditSettings, audit_pipeline
-from pdiff_hf.cards import (
+from pdiff_hf.evaluation.auditing import AuditSettings, audit_pipeline
+from pdiff_hf.evaluation.card import add_report, write_pipeline_card
+from pdiff_hf.evaluation.report import MEANINGS
+from pdiff_hf.hub.cards import (
     _render,
     describe_layout,
     has_own_card,
@@ -44,9 +46,7 @@ from pdiff_hf.cards import (
     write_network_card,
     write_remote_code_card,
 )
-from pdiff_hf.collecting import load_images_of, load_target
-from pdiff_hf.evaluation.report import MEANINGS
-from pdiff_hf.modelcards import add_report, write_pipeline_card
+from pdiff_hf.zoo.trajectory import load_images_of, load_target
 
 TOKEN = "hf_alice"
 LICENCE = "apache-2.0"
@@ -147,7 +147,7 @@ def checkpoints_card(collection: bool, measured: bool) -> Callable[[Made, Path],
         zoo = made.checkpoints.zoo
         unknown = [float("nan")] * len(zoo)
         accuracy = zoo.validation_accuracy if measured else unknown
-        rows = CheckpointZoo(zoo.parameters, zoo.run, zoo.step, zoo.seed, accuracy, unknown)
+        rows = CheckpointSplit(zoo.parameters, zoo.run, zoo.step, zoo.seed, accuracy, unknown)
         processor, target = made.checkpoints.processor, made.checkpoints.target_model
         about = made.checkpoints.collection if collection else {}
         Checkpoints({"train": rows}, processor, target, {}, about).save(folder / "zoo")

@@ -20,17 +20,17 @@ from transformers import AutoModelForImageClassification
 from pdiff_hf import (
     CheckpointRecorder,
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     HubNotFoundError,
     NonFiniteParametersError,
-    checkpoint_shards,
     load_checkpoints,
 )
-from pdiff_hf.checkpoints import CheckpointsError, checkpoint_features, interleaved_splits
 from pdiff_hf.folders import UnwritableFolderError
+from pdiff_hf.zoo import parquet as checkpoint_shards
+from pdiff_hf.zoo.checkpoints import CheckpointsError, checkpoint_features, interleaved_splits
 
 
-def assert_same_zoo(zoo: CheckpointZoo, expected: CheckpointZoo) -> None:
+def assert_same_zoo(zoo: CheckpointSplit, expected: CheckpointSplit) -> None:
     assert zoo.parameters.dtype == torch.float32
     assert torch.equal(zoo.parameters, expected.parameters)
     assert (zoo.run, zoo.step, zoo.seed) == (expected.run, expected.step, expected.seed)

@@ -23,25 +23,20 @@ from pdiff_hf import (
     ImageData,
     NonFiniteParametersError,
     collect_runs,
-    collecting_runs,
     load_checkpoints,
     load_images,
     make_processor,
     merge_checkpoints,
     network_logits,
 )
-from pdiff_hf.collecting import load_target, target_optimization
-from pdiff_hf.collecting_runs import MultiRunSettings
-from pdiff_hf.images import ImageSplit
+from pdiff_hf.data.images import ImageSplit
 from pdiff_hf.loops import TrainingState
-from pdiff_hf.run_groups import batch_rows, initial_parameters, run_seed, train_group
-from pdiff_hf.targets import (
-    ConvNetConfig,
-    ConvNetForImageClassification,
-    MLPConfig,
-    SmallClassifier,
-    draw_network,
-)
+from pdiff_hf.targets.building import build_network
+from pdiff_hf.targets.networks import ConvNetConfig, ConvNetForImageClassification, MLPConfig, SmallClassifier
+from pdiff_hf.zoo import runs as collecting_runs
+from pdiff_hf.zoo.run_groups import batch_rows, initial_parameters, run_seed, train_group
+from pdiff_hf.zoo.runs import MultiRunSettings
+from pdiff_hf.zoo.trajectory import load_target, target_optimization
 
 SETTINGS = CollectionSettings(
     image_size=8,
@@ -120,7 +115,7 @@ def test_a_batch_may_be_larger_than_the_data_set():
     assert next(batch_rows(SEEDS, 5, 12)).shape == (4, 12)
 
 
-def test_zoos_of_neighbouring_seeds_share_no_run(digits: ImageData):
+def test_zoos_of_neighboring_seeds_share_no_run(digits: ImageData):
     first, second = collected(digits, target_train_steps=2), collected(digits, target_train_steps=2, seed=1)
 
     assert not set(first.zoo.seed) & set(second.zoo.seed)
@@ -190,12 +185,12 @@ def test_whole_runs_are_held_out(digits: ImageData):
     assert learned == pytest.approx((logits.argmax(-1) == labels).float().mean(1).tolist())
 
 
-def test_shared_initialisation_is_shared_and_the_order_is_not(digits: ImageData):
+def test_shared_initialization_is_shared_and_the_order_is_not(digits: ImageData):
     target = load_target(SETTINGS, digits)
     given = make_processor(target, "full").flatten(target.state_dict())
 
-    still = collected(digits, target, shared_initialisation=True, target_learning_rate=0.0)
-    moved = collected(digits, shared_initialisation=True)
+    still = collected(digits, target, shared_initialization=True, target_learning_rate=0.0)
+    moved = collected(digits, shared_initialization=True)
 
     assert torch.equal(everything(still), given.expand(14, -1))
     assert len(everything(moved).unique(dim=0)) == 14
@@ -262,7 +257,7 @@ def test_whole_convnets_without_running_statistics_are_independent_runs(digits: 
 
     assert len(everything(zoo).unique(dim=0)) == 14
     assert sum(zoo.zoo.validation_accuracy) / len(zoo.zoo) > 0.3
-    network = draw_network(zoo.target_model, zoo.processor, zoo.zoo.parameters[2])
+    network = build_network(zoo.target_model, zoo.processor, zoo.zoo.parameters[2])
     pixel_values = digits.preprocessing(digits.validation.pixels)
     predicted = network(pixel_values).logits.argmax(-1)
     accuracy = (predicted == digits.validation.labels).float().mean()
@@ -444,7 +439,7 @@ def test_the_card_says_how_many_runs_there_are_and_in_which_form(whole: Path, di
     for changes, phrase in (
         ({}, "not in canonical form"),
         ({"trunk_steps": 5}, "branching from one network that was trained for 5 steps"),
-        ({"shared_initialisation": True}, "starting from the same weights"),
+        ({"shared_initialization": True}, "starting from the same weights"),
     ):
         zoo = collected(digits, target_train_steps=2, **changes)
         zoo.save(tmp_path / phrase)

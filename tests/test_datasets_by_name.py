@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from pdiff_hf import CollectionSettings, load_images
-from pdiff_hf.collecting import load_images_of
-from pdiff_hf.datasets_by_name import DATASETS
-from pdiff_hf.images import ImageDataError
+from pdiff_hf.data.images import ImageDataError
+from pdiff_hf.data.named_datasets import DATASETS
+from pdiff_hf.zoo.trajectory import load_images_of
 
 # Splits and their columns as they are on the Hub.
 COLUMNS = {
@@ -125,7 +125,7 @@ def test_stream_is_not_read_as_a_whole(tmp_path):
         load_images("imagenet-1k", max_train_images=100)
 
 
-def test_unlabelled_images_are_refused(tmp_path):
+def test_unlabeled_images_are_refused(tmp_path):
     write_stand_in(tmp_path / "all", "imagenet-1k")
 
     with pytest.raises(ImageDataError, match="whole numbers from 0, but are like -1"):

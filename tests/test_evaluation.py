@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     ImageData,
     LinearParameterAutoencoder,
     PDiffPipeline,
@@ -32,7 +32,6 @@ from pdiff_hf import (
     load_images,
     network_predictions,
 )
-from pdiff_hf.cards import PICTURES
 from pdiff_hf.evaluation import (
     Evaluation,
     accuracy_statistics,
@@ -52,12 +51,13 @@ from pdiff_hf.evaluation import (
     swept_baselines,
     write_report,
 )
+from pdiff_hf.evaluation.card import add_report, write_pipeline_card
 from pdiff_hf.evaluation.evaluator import TEMPERATURES
 from pdiff_hf.evaluation.report import MEANINGS, baselines_table
-from pdiff_hf.fitting import describe_fit
+from pdiff_hf.fitting.fitting import describe_fit
 from pdiff_hf.folders import write_json
+from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf.loops import seeded
-from pdiff_hf.modelcards import add_report, write_pipeline_card
 
 SETS = [
     "zoo",
@@ -472,7 +472,7 @@ def test_without_heldout_checkpoints_there_is_no_functional_dispersion(
     tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits: ImageData, fitted: dict, tmp_path: Path
 ):
     empty = torch.zeros(0, tiny_pipeline.processor.parameter_dim)
-    tiny_checkpoints.splits["test"] = CheckpointZoo(empty, [], [], [], [], [])
+    tiny_checkpoints.splits["test"] = CheckpointSplit(empty, [], [], [], [], [])
 
     evaluation = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=3)
     metrics = write_report(tmp_path / "report", evaluation, fitted, tiny_pipeline.processor)
@@ -482,7 +482,7 @@ def test_without_heldout_checkpoints_there_is_no_functional_dispersion(
     assert "None" not in metrics_table(metrics) + summarize(metrics)
 
 
-def test_neighbours_in_time_do_not_count_as_the_nearest_zoo_member(
+def test_neighbors_in_time_do_not_count_as_the_nearest_zoo_member(
     tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits: ImageData
 ):
     zoo = tiny_checkpoints.zoo

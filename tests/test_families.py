@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pdiff_hf import CollectionSettings, ImageData, PDiffPipeline, collect, fit, load_checkpoints, load_images
-from pdiff_hf.collecting import load_target
+from pdiff_hf.data.images import ImageSplit
 from pdiff_hf.evaluation import evaluate
-from pdiff_hf.images import ImageSplit
+from pdiff_hf.zoo.trajectory import load_target
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "patch_size": 4}
 FAMILIES = {

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from pdiff_hf import load_images
-from pdiff_hf.images import ImageDataError, ImageSplit, Preprocessing, augment
+from pdiff_hf.data.images import ImageDataError, ImageSplit, Preprocessing, augment
 
 
 def write_split(folder: Path, split: str, labels: Sequence[int], mode: str = "RGB", size: int = 6) -> None:
@@ -58,7 +58,7 @@ def test_digits_are_split_by_the_seed_alone():
     assert pictures(first.test) != pictures(other.test)
 
 
-def test_train_images_are_normalised():
+def test_train_images_are_normalized():
     images = load_images("digits", image_size=16)
 
     pixel_values = images.preprocessing(images.train.pixels)
@@ -200,7 +200,7 @@ def test_preprocessing_survives_json():
     assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
 
 
-@pytest.fixture(params=[1, 3], ids=["grey", "colour"])
+@pytest.fixture(params=[1, 3], ids=["gray", "color"])
 def preprocessing_and_images(request: pytest.FixtureRequest) -> tuple[Preprocessing, torch.Tensor, list[Image.Image]]:
     """A preprocessing, and images as a tensor and as transformers takes them."""
     mean, std = (0.1, 0.2, 0.3)[: request.param], (0.4, 0.5, 0.6)[: request.param]
@@ -257,10 +257,10 @@ def test_no_augmentation_returns_the_images():
 
 
 def test_images_are_shifted_whole_by_at_most_the_limit():
-    centre = torch.zeros(200, 2, 9, 9)
-    centre[:, :, 4, 4] = 1.0  # one bright pixel in each channel
+    center = torch.zeros(200, 2, 9, 9)
+    center[:, :, 4, 4] = 1.0  # one bright pixel in each channel
 
-    shifted = augment(centre, torch.Generator().manual_seed(0), shift=2)
+    shifted = augment(center, torch.Generator().manual_seed(0), shift=2)
 
     positions = shifted[:, 0].nonzero()[:, 1:]  # (200, 2)
     assert torch.equal(shifted[:, 0], shifted[:, 1])

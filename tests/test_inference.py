@@ -15,14 +15,14 @@ from pdiff_hf import (
     MLPForImageClassification,
     NonFiniteParametersError,
     ParameterProcessor,
-    draw_network,
-    inference,
+    build_network,
     make_processor,
     network_logits,
     network_predictions,
 )
-from pdiff_hf.inference import PlainArithmetic
 from pdiff_hf.loops import seeded
+from pdiff_hf.targets import inference
+from pdiff_hf.targets.inference import PlainArithmetic
 
 
 class BranchingMLP(MLPForImageClassification):
@@ -37,7 +37,7 @@ class BranchingMLP(MLPForImageClassification):
 def plain_logits(
     model: PreTrainedModel, processor: ParameterProcessor, parameters: torch.Tensor, images: torch.Tensor
 ) -> torch.Tensor:
-    return torch.stack([draw_network(model, processor, vector)(images).logits for vector in parameters])
+    return torch.stack([build_network(model, processor, vector)(images).logits for vector in parameters])
 
 
 @pytest.mark.parametrize("budget", [2**25, 2**14, 1], ids=["one batch", "several batches", "one pair at a time"])
@@ -125,7 +125,7 @@ def test_model_that_vmap_cannot_trace_is_evaluated_all_the_same(mlp, random_vect
     processor = make_processor(model, "head")
     parameters, images = random_vectors(model, processor, 6), random_images(model, 5)
 
-    with caplog.at_level(logging.WARNING, logger="pdiff_hf.inference"):
+    with caplog.at_level(logging.WARNING, logger="pdiff_hf.targets.inference"):
         logits = network_logits(model, processor, parameters, images)
 
     positive = parameters[:, -10:].sum(1) > 0
@@ -139,7 +139,7 @@ def test_model_that_vmap_cannot_trace_is_evaluated_all_the_same(mlp, random_vect
 def test_model_that_vmap_can_trace_warns_of_nothing(tiny_vit, random_vectors, random_images, caplog):
     processor = make_processor(tiny_vit, "last_norms")
 
-    with caplog.at_level(logging.WARNING, logger="pdiff_hf.inference"):
+    with caplog.at_level(logging.WARNING, logger="pdiff_hf.targets.inference"):
         network_logits(tiny_vit, processor, random_vectors(tiny_vit, processor, 2), random_images(tiny_vit, 2))
 
     assert caplog.text == ""

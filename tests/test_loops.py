@@ -213,11 +213,11 @@ def test_half_written_state_is_ignored(train, state):
     (state.folder / "unfinished-4" / "model.safetensors").write_bytes(b"half")
 
     made, weights = train(resuming(state))
-    made_afterwards, _ = train(resuming(state, state.folder / "checkpoint-4"))
+    made_afterward, _ = train(resuming(state, state.folder / "checkpoint-4"))
 
     assert made == [2, 3, 4, 5]
     assert torch.equal(weights, expected)
-    assert made_afterwards == [4, 5]
+    assert made_afterward == [4, 5]
     assert saved(state) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 

@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 
-from pdiff_hf import Checkpoints, CheckpointZoo, LayoutError, make_processor
-from pdiff_hf.checkpoints import CheckpointsError
-from pdiff_hf.merging import merge_checkpoints, read_shard
+from pdiff_hf import Checkpoints, CheckpointSplit, LayoutError, make_processor
+from pdiff_hf.zoo.checkpoints import CheckpointsError
+from pdiff_hf.zoo.merging import merge_checkpoints, read_shard
 
 
 def part(whole: Checkpoints, rows: range, shard: str | None = None) -> Checkpoints:
@@ -34,7 +34,7 @@ def assert_sentence(error: BaseException) -> None:
     assert "\n" not in str(error)
 
 
-def assert_same_rows(ours: CheckpointZoo, theirs: CheckpointZoo) -> None:
+def assert_same_rows(ours: CheckpointSplit, theirs: CheckpointSplit) -> None:
     assert torch.equal(ours.parameters, theirs.parameters)
     for column in ("run", "step", "seed", "validation_accuracy", "validation_loss"):
         assert getattr(ours, column) == getattr(theirs, column)
@@ -126,7 +126,7 @@ def test_two_checkpoints_of_one_name_are_always_refused(tiny_checkpoints: Checkp
 def test_other_layouts_settings_preprocessing_and_trunks_are_refused(tiny_checkpoints: Checkpoints):
     first, second = part(tiny_checkpoints, range(12)), part(tiny_checkpoints, range(12, 24))
     weights = make_processor(second.target_model, "classifier.weight")
-    lesser = {n: CheckpointZoo(z.parameters[:, :80], *list(vars(z).values())[1:]) for n, z in second.splits.items()}
+    lesser = {n: CheckpointSplit(z.parameters[:, :80], *list(vars(z).values())[1:]) for n, z in second.splits.items()}
     settings = second.collection["settings"]
     moved = copy.deepcopy(second.target_model)
     with torch.no_grad():

@@ -110,7 +110,7 @@ def test_denoiser_survives_saving(denoiser, tmp_path):
 
 
 @torch.no_grad()
-def test_latents_of_the_zoo_are_standardised(autoencoder, zoo):
+def test_latents_of_the_zoo_are_standardized(autoencoder, zoo):
     latents = autoencoder.encode(zoo).latents
 
     assert latents.shape == (COUNT, LATENT_DIM)
@@ -282,7 +282,7 @@ def test_conv_training_noise_is_decided_by_the_generator(zoo):
     assert len({clean, noisy, other}) == 3
 
 
-def test_conv_normalisation_is_one_mean_and_deviation_per_tensor(zoo):
+def test_conv_normalization_is_one_mean_and_deviation_per_tensor(zoo):
     autoencoder = fit_conv(zoo)
 
     for i, tensor in enumerate(zoo.split(SIZES, 1)):
@@ -293,7 +293,7 @@ def test_conv_normalisation_is_one_mean_and_deviation_per_tensor(zoo):
 
 
 @torch.no_grad()
-def test_conv_denoiser_sees_49_neighbouring_positions():
+def test_conv_denoiser_sees_49_neighboring_positions():
     with seeded(0):
         denoiser = ParameterDenoiser(latent_dim=101, channels=(4,) * 7).eval()
     sample = torch.randn(1, 101, generator=torch.Generator().manual_seed(0))

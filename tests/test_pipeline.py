@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     MLPParameterDenoiser,
     PDiffPipeline,
     Recipe,
@@ -24,7 +24,7 @@ from pdiff_hf import (
     load_recipe,
     make_processor,
 )
-from pdiff_hf.images import Preprocessing
+from pdiff_hf.data.images import Preprocessing
 
 SCHEDULERS = [
     "DDPMScheduler",
@@ -68,7 +68,7 @@ def resnet_pipeline(tiny_resnet: PreTrainedModel, random_vectors: Callable, tiny
     parameters = random_vectors(tiny_resnet, processor, 12)
     steps = list(range(len(parameters)))
     unknown = [float("nan")] * len(parameters)
-    zoo = CheckpointZoo(parameters, ["run-0"] * len(steps), steps, [0] * len(steps), unknown, unknown)
+    zoo = CheckpointSplit(parameters, ["run-0"] * len(steps), steps, [0] * len(steps), unknown, unknown)
     preprocessing = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3).to_dict()
     return fit(Checkpoints({"train": zoo}, processor, tiny_resnet, preprocessing), tiny_recipe)
 

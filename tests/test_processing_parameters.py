@@ -190,7 +190,7 @@ def test_presets_and_patterns_combine(tiny_vit):
 
 
 def test_missing_norms_are_named(mlp):
-    with pytest.raises(LayoutError, match="MLPForImageClassification has 0 of the 2 normalisation layers"):
+    with pytest.raises(LayoutError, match="MLPForImageClassification has 0 of the 2 normalization layers"):
         make_processor(mlp, "last_norms")
 
 

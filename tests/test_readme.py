@@ -6,7 +6,7 @@ from pathlib import Path
 from conftest import run_snippets
 
 from pdiff_hf import CollectionSettings, collect, fit
-from pdiff_hf.collecting import load_images_of, load_target
+from pdiff_hf.zoo.trajectory import load_images_of, load_target
 
 README = Path(__file__).parents[1] / "README.md"
 

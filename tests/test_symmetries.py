@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pdiff_hf import MLPConfig, MLPForImageClassification, ParameterProcessor, make_processor
 from pdiff_hf.loops import seeded
-from pdiff_hf.symmetries import Symmetries
+from pdiff_hf.targets.symmetries import Symmetries
 
 
 class GeluMLP(MLPForImageClassification):
@@ -345,7 +345,7 @@ def test_distances_of_one_hidden_layer_are_symmetric():
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_only_the_columns_asked_for_are_minimised(hidden: list[int]):
+def test_only_the_columns_asked_for_are_minimized(hidden: list[int]):
     symmetries, vectors = found(mlp_of(hidden))
     canonical = symmetries.canonicalize(vectors)
     everything = symmetries.distances(canonical, canonical)

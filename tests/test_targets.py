@@ -17,7 +17,7 @@ from pdiff_hf import (
     MLPConfig,
     MLPForImageClassification,
     NonFiniteParametersError,
-    draw_network,
+    build_network,
     make_processor,
 )
 from pdiff_hf.loops import seeded
@@ -28,7 +28,7 @@ def two_networks(target_and_processor, random_vectors) -> tuple:
     """A target, its layout, and two networks drawn from it."""
     model, processor = target_and_processor
     first, second = random_vectors(model, processor, 2)
-    return model, processor, draw_network(model, processor, first), draw_network(model, processor, second)
+    return model, processor, build_network(model, processor, first), build_network(model, processor, second)
 
 
 def snapshot(*models: PreTrainedModel) -> list[dict[str, torch.Tensor]]:
@@ -49,7 +49,7 @@ def test_drawn_network_holds_its_vector_and_the_targets_rest(target_and_processo
     expected = copy.deepcopy(model)
     processor.load_into(expected, vector)
 
-    network = draw_network(model.train(), processor, vector)
+    network = build_network(model.train(), processor, vector)
 
     assert type(network) is type(model)
     assert not network.training
@@ -78,7 +78,7 @@ def test_drawing_keeps_the_targets_requires_grad(target_and_processor):
     model, processor = target_and_processor
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
-    draw_network(model, processor, torch.zeros(processor.parameter_dim))
+    build_network(model, processor, torch.zeros(processor.parameter_dim))
 
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
 
@@ -116,7 +116,7 @@ def test_training_mode_of_one_network_moves_no_other_running_statistics(two_netw
 def test_running_statistics_of_a_drawn_network_do_move(family, random_images):
     model = build(family)
     processor = make_processor(model, "head")
-    network = draw_network(model, processor, torch.zeros(processor.parameter_dim))
+    network = build_network(model, processor, torch.zeros(processor.parameter_dim))
 
     network.train()(random_images(model, 4))
 
@@ -136,10 +136,10 @@ def test_training_one_network_changes_no_other(two_networks, random_images):
     assert_unchanged(before, model, second)
 
 
-def test_training_the_vector_afterwards_changes_no_network(mlp):
+def test_training_the_vector_afterward_changes_no_network(mlp):
     processor = make_processor(mlp, "head")
     vector = torch.zeros(processor.parameter_dim)
-    network = draw_network(mlp, processor, vector)
+    network = build_network(mlp, processor, vector)
 
     vector.fill_(1.0)
 
@@ -150,7 +150,7 @@ def test_independent_network_shares_no_memory_and_trains(target_and_processor, r
     model, processor = target_and_processor
     before = snapshot(model)
 
-    network = draw_network(model, processor, processor.flatten(model.state_dict()), share_trunk=False)
+    network = build_network(model, processor, processor.flatten(model.state_dict()), share_trunk=False)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     network.train()(random_images(model, 4)).logits.square().sum().backward()
     optimizer.step()
@@ -169,7 +169,7 @@ def test_half_precision_target_draws_half_precision_networks(target_and_processo
     names = target_and_processor[1].names
     processor = make_processor(model, names)
 
-    network = draw_network(model, processor, torch.zeros(processor.parameter_dim))
+    network = build_network(model, processor, torch.zeros(processor.parameter_dim))
 
     assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
     assert network(random_images(model, 2).to(torch.bfloat16)).logits.dtype == torch.bfloat16
@@ -179,18 +179,18 @@ def test_vector_that_does_not_fit_is_refused(mlp):
     processor = make_processor(mlp, "head")
 
     with pytest.raises(LayoutError, match="has 90 numbers"):
-        draw_network(mlp, processor, torch.zeros(89))
+        build_network(mlp, processor, torch.zeros(89))
     with pytest.raises(NonFiniteParametersError, match=r"classifier\.weight"):
-        draw_network(mlp, processor, torch.full((90,), torch.nan))
+        build_network(mlp, processor, torch.full((90,), torch.nan))
 
 
 def test_target_of_another_layout_is_refused(mlp, convnet):
     processor = make_processor(mlp, "head")
 
     with pytest.raises(LayoutError, match=r"'classifier\.weight' is \(4, 8\) in this ConvNet.* \(10, 8\)"):
-        draw_network(convnet, processor, torch.zeros(90))
+        build_network(convnet, processor, torch.zeros(90))
     with pytest.raises(LayoutError, match=r"'layers\.0\.weight' is absent in this ConvNet"):
-        draw_network(convnet, make_processor(mlp, "layers.0.*"), torch.zeros(520))
+        build_network(convnet, make_processor(mlp, "layers.0.*"), torch.zeros(520))
 
 
 class TiedMLP(MLPForImageClassification):
@@ -207,7 +207,7 @@ def test_tied_tensors_of_a_drawn_network_stay_tied(random_images):
     processor = make_processor(model, "layers.1.*")
     vector = torch.linspace(-1, 1, processor.parameter_dim)
 
-    network = draw_network(model, processor, vector)
+    network = build_network(model, processor, vector)
     processor.load_into(model, vector)
 
     assert network.layers[2].weight is network.layers[1].weight
@@ -245,6 +245,6 @@ def test_small_target_returns_the_cross_entropy_of_labels(family, random_images)
     assert torch.allclose(loss, nn.functional.cross_entropy(logits, labels))
 
 
-def test_a_normalisation_that_there_is_not_is_named():
+def test_a_normalization_that_there_is_not_is_named():
     with pytest.raises(ValueError, match="'batch' or 'layer', but is 'none'"):
         ConvNetForImageClassification(ConvNetConfig(normalization="none"))

@@ -11,9 +11,9 @@ import torch
 from conftest import build, run_snippets
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from pdiff_hf import CheckpointCallback, LayoutError, TensorData, draw_network, make_processor
-from pdiff_hf.checkpoints import CheckpointsError
-from pdiff_hf.collecting import measure_checkpoints
+from pdiff_hf import CheckpointCallback, LayoutError, TensorData, build_network, make_processor
+from pdiff_hf.zoo.checkpoints import CheckpointsError
+from pdiff_hf.zoo.trajectory import measure_checkpoints
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_last_checkpoint_is_the_network_as_it_stands(mlp, train, random_images):
     train(mlp, callback, callback.num_steps)
 
     checkpoints = callback.checkpoints()
-    network = draw_network(checkpoints.target_model, checkpoints.processor, checkpoints.splits["test"].parameters[-1])
+    network = build_network(checkpoints.target_model, checkpoints.processor, checkpoints.splits["test"].parameters[-1])
     assert torch.equal(network(random_images(mlp, 3)).logits, mlp(random_images(mlp, 3)).logits)
 
 
@@ -109,7 +109,7 @@ def test_several_trainings_make_several_runs(mlp, train):
     callback = callback_of(burn_in_steps=0)
 
     for seed in (3, 4):
-        network = draw_network(mlp, make_processor(mlp, "head"), torch.zeros(90), share_trunk=False)
+        network = build_network(mlp, make_processor(mlp, "head"), torch.zeros(90), share_trunk=False)
         train(network, callback, callback.num_steps, seed=seed)
 
     zoo = callback.checkpoints().zoo

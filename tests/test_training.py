@@ -32,11 +32,11 @@ from pdiff_hf import (
     load_images,
     load_recipe,
 )
-from pdiff_hf.checkpoints import CheckpointsError
+from pdiff_hf.data.images import ImageSplit
 from pdiff_hf.folders import UnwritableFolderError
-from pdiff_hf.images import ImageSplit
-from pdiff_hf.processing_parameters import LayoutError
 from pdiff_hf.settings import RecipeError
+from pdiff_hf.targets.processing_parameters import LayoutError
+from pdiff_hf.zoo.checkpoints import CheckpointsError
 
 TRAINING = Path(__file__).parents[1] / "training"
 SHARED_SUFFIXES = {".safetensors", ".json", ".parquet", ".md", ".png"}

@@ -11,12 +11,12 @@ from datetime import timedelta
 from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
-from pdiff_hf.checkpoints import Checkpoints
-from pdiff_hf.collecting import CollectionSettings, collect, load_images_of, load_target
-from pdiff_hf.collecting_runs import MultiRunSettings, collect_runs
 from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.loops import TrainingState
 from pdiff_hf.settings import HubSettings, RunSettings
+from pdiff_hf.zoo.checkpoints import Checkpoints
+from pdiff_hf.zoo.runs import MultiRunSettings, collect_runs
+from pdiff_hf.zoo.trajectory import CollectionSettings, collect, load_images_of, load_target
 
 
 def main(argv: Sequence[str] | None = None) -> None:

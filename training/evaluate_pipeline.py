@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from pdiff_hf.auditing import AuditSettings, audit_pipeline
 from pdiff_hf.evaluation import metrics_table, summarize
+from pdiff_hf.evaluation.auditing import AuditSettings, audit_pipeline
 
 
 def main(argv: Sequence[str] | None = None) -> None:

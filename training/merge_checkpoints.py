@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from pdiff_hf.checkpoints import load_checkpoints
 from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.merging import merge_checkpoints
 from pdiff_hf.settings import setting
+from pdiff_hf.zoo.checkpoints import load_checkpoints
+from pdiff_hf.zoo.merging import merge_checkpoints
 
 
 @dataclass

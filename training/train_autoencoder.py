@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 
 from accelerate import Accelerator
 
-from pdiff_hf.checkpoints import load_checkpoints
-from pdiff_hf.fitting import fit_autoencoder
+from pdiff_hf.fitting.fitting import fit_autoencoder
 from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
 from pdiff_hf.loops import Stopwatch, TrainingState
 from pdiff_hf.settings import AutoencoderSettings, RunSettings, parse_with_recipe, setting
+from pdiff_hf.zoo.checkpoints import load_checkpoints
 
 
 @dataclass

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..batches import LabelledData, take_inputs
-from ..modeling_linear_autoencoder import LinearParameterAutoencoder
-from ..processing_parameters import ParameterProcessor
-from ..symmetries import Symmetries
-from .axes import Judged, align_to_zoo, disperses, distinguishable, judge, novel, outside_the_curve, performs
+from ..data.inputs import LabeledData, take_inputs
+from ..models.linear_autoencoder import LinearParameterAutoencoder
+from ..targets.processing_parameters import ParameterProcessor
+from ..targets.symmetries import Symmetries
 from .baselines import Autoencoder, gaussian_codes, swept_baselines
+from .criteria import Judged, align_to_zoo, disperses, distinguishable, judge, novel, outside_the_curve, performs
 from .intervals import resampling_units
 from .metrics import iou
 from .novelty import correlation_length
@@ -57,7 +57,7 @@ def audit(
     heldout_steps: Sequence[int] | None = None,
     processor: ParameterProcessor,
     model: PreTrainedModel,
-    images: LabelledData,
+    images: LabeledData,
     autoencoder: Autoencoder | None = None,
     num_baseline_models: int = 50,
     further: dict[str, torch.Tensor] | None = None,
@@ -77,7 +77,7 @@ def audit(
         heldout_steps: Step of each held-out checkpoint.
         processor: The layout.
         model: The target network, in eval mode.
-        images: Validation images choose baselines' knobs, test images are reported. Any labelled examples will do.
+        images: Validation images choose baselines' knobs, test images are reported. Any labeled examples will do.
         autoencoder: The generator's, whose codes the Gaussian null is fitted in; by default all principal codes.
         num_baseline_models: Networks drawn from each baseline at each setting.
         further: Other sets `(n, D)` to be evaluated along, by name; they take no part in the answer.

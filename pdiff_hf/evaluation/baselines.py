@@ -11,8 +11,8 @@ from functools import partial
 
 import torch
 
-from ..modeling_autoencoder import ParameterAutoencoder
-from ..modeling_linear_autoencoder import LinearParameterAutoencoder
+from ..models.conv_autoencoder import ParameterAutoencoder
+from ..models.linear_autoencoder import LinearParameterAutoencoder
 
 Autoencoder = ParameterAutoencoder | LinearParameterAutoencoder
 

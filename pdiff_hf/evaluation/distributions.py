@@ -21,8 +21,8 @@ def energy_distance(samples: torch.Tensor, others: torch.Tensor) -> float:
     return (2 * torch.cdist(x, y).mean() - within_x - within_y).item()
 
 
-def nearest_neighbour_accuracy(samples: torch.Tensor, others: torch.Tensor) -> float:
-    """Returns how often a vector's nearest neighbour is of its own set, in [0, 1]; 1/2 for equal distributions.
+def nearest_neighbor_accuracy(samples: torch.Tensor, others: torch.Tensor) -> float:
+    """Returns how often a vector's nearest neighbor is of its own set, in [0, 1]; 1/2 for equal distributions.
 
     The leave-one-out 1-NN two-sample test (Lopez-Paz & Oquab, arXiv 1610.06545), on equally many of each.
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from ..batches import LabelledData, take_inputs
-from ..checkpoints import Checkpoints, CheckpointZoo
-from ..inference import network_logits, network_predictions
-from ..pipeline_pdiff import PDiffPipeline
+from ..data.inputs import LabeledData, take_inputs
+from ..pipelines.pipeline_pdiff import PDiffPipeline
+from ..targets.inference import network_logits, network_predictions
+from ..zoo.checkpoints import Checkpoints, CheckpointSplit
 from .audit import Audit, audit
-from .axes import Judged
-from .ensembles import SIZES, deep_ensemble_equivalent, ensemble_figures
+from .criteria import Judged
 from .metrics import (
     accuracy_statistics,
     chance_corrected_iou,
@@ -24,6 +23,7 @@ from .metrics import (
     mean_pairwise_disagreement,
     mean_pairwise_iou,
 )
+from .uncertainty import SIZES, deep_ensemble_equivalent, ensemble_figures
 
 # Zoo members of one run within so many steps are near-copies and do not count as each other's nearest.
 NEIGHBOUR_STEPS = 20
@@ -69,7 +69,7 @@ class Evaluation:
 def evaluate(
     pipe: PDiffPipeline,
     checkpoints: Checkpoints,
-    images: LabelledData,
+    images: LabeledData,
     num_models: int = 200,
     num_baseline_models: int = 100,
     seed: int = 0,
@@ -142,7 +142,7 @@ def evaluate(
     }
     nearest = {
         split: {
-            name: max_similarity(rows, masks["zoo"], _neighbours(zoo) if name == "zoo" else None)
+            name: max_similarity(rows, masks["zoo"], _neighbors(zoo) if name == "zoo" else None)
             for name, rows in masks.items()
         }
         for split, masks in wrong.items()
@@ -185,7 +185,7 @@ def evaluate(
     )
 
 
-def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabelledData) -> dict[str, dict[str, float]]:
+def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabeledData) -> dict[str, dict[str, float]]:
     """Prediction ensembles of members from all over the set, calibrated on validation images."""
     members = parameters[torch.linspace(0, len(parameters) - 1, min(len(parameters), max(SIZES))).long()]
     logits = {
@@ -206,7 +206,7 @@ def _similarity(wrong: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _reverse_process(
-    pipe: PDiffPipeline, images: LabelledData, num_inference_steps: int | None, seed: int
+    pipe: PDiffPipeline, images: LabeledData, num_inference_steps: int | None, seed: int
 ) -> torch.Tensor:
     """Test accuracy of what the latents decode to after each of up to 20 steps of the sampler, `(steps, seeds)`."""
     traced: list[torch.Tensor] = []
@@ -224,7 +224,7 @@ def _reverse_process(
     return (predicted == labels).double().mean(1).view(len(shown), TRACED_SEEDS)
 
 
-def _heldout(checkpoints: Checkpoints) -> tuple[CheckpointZoo, CheckpointZoo]:
+def _heldout(checkpoints: Checkpoints) -> tuple[CheckpointSplit, CheckpointSplit]:
     """Held-out checkpoints: of the zoo's own runs, and of other runs. If none is of its own, all count as such."""
     test, runs = checkpoints.splits["test"], set(checkpoints.zoo.run)
     own = [run in runs for run in test.run]
@@ -233,7 +233,7 @@ def _heldout(checkpoints: Checkpoints) -> tuple[CheckpointZoo, CheckpointZoo]:
     return test.take(own), test.take([not chosen for chosen in own])
 
 
-def _neighbours(zoo: CheckpointZoo) -> torch.Tensor:
+def _neighbors(zoo: CheckpointSplit) -> torch.Tensor:
     """`(zoo, zoo)` bool: pairs of one run that are close in time, a checkpoint and itself among them."""
     runs = {run: i for i, run in enumerate(dict.fromkeys(zoo.run))}
     run = torch.tensor([runs[name] for name in zoo.run])

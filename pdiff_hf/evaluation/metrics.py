@@ -52,7 +52,7 @@ def max_similarity(wrong: torch.Tensor, zoo_wrong: torch.Tensor, excluded: torch
     Args:
         wrong: `(n, images)` bool.
         zoo_wrong: `(zoo, images)` bool.
-        excluded: `(n, zoo)` bool, pairs that do not count: a zoo member and itself, or its neighbours in time, which
+        excluded: `(n, zoo)` bool, pairs that do not count: a zoo member and itself, or its neighbors in time, which
             are near-copies of it. A network with nothing left to compare with has similarity 0.
     """
     similarity = iou(wrong, zoo_wrong)
@@ -120,19 +120,19 @@ def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = Fals
         convex: Ask for non-negative weights (non-negative least squares, slower).
     """
     mean = zoo.double().mean(0)
-    centred, targets = zoo.double() - mean, samples.double() - mean
+    centered, targets = zoo.double() - mean, samples.double() - mean
     norms = targets.norm(dim=1).clamp(min=1e-12)
     if not convex:
-        _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+        _, singular, directions = torch.linalg.svd(centered, full_matrices=False)
         directions = directions[singular > 1e-9 * singular[0]]
         return (targets - targets @ directions.T @ directions).norm(dim=1) / norms
     # One heavily weighted row asks the weights to sum to 1.
-    weight = 100 * centred.norm(dim=1).max().item()
-    system = torch.cat([centred.T, torch.full((1, len(zoo)), weight, dtype=torch.float64)]).numpy()
+    weight = 100 * centered.norm(dim=1).max().item()
+    system = torch.cat([centered.T, torch.full((1, len(zoo)), weight, dtype=torch.float64)]).numpy()
     residuals = []
     for target in targets:
         solution, _ = nnls(system, torch.cat([target, torch.tensor([weight], dtype=torch.float64)]).numpy())
-        residuals.append((target - torch.from_numpy(solution) @ centred).norm())
+        residuals.append((target - torch.from_numpy(solution) @ centered).norm())
     return torch.stack(residuals) / norms
 
 

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 
 class TimeExclusionError(ValueError):
-    """A leave-one-out over one trajectory was asked for without leaving out neighbours in time."""
+    """A leave-one-out over one trajectory was asked for without leaving out neighbors in time."""
 
 
 def correlation_length(similarity: torch.Tensor, step: torch.Tensor) -> int:
@@ -50,7 +50,7 @@ def related_pairs(run: torch.Tensor, step: torch.Tensor, length: int | None) -> 
         return same_run
     if length is None:
         raise TimeExclusionError(
-            "All checkpoints are of one run, whose neighbours in time are near-copies: a leave-one-out needs the "
+            "All checkpoints are of one run, whose neighbors in time are near-copies: a leave-one-out needs the "
             "length of their correlation (correlation_length), and must leave them out."
         )
     return (step[:, None] - step[None, :]).abs() <= length

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from ..folders import replace_folder
-from ..processing_parameters import ParameterProcessor
+from ..targets.processing_parameters import ParameterProcessor
 from .evaluator import Evaluation
 
 # Okabe and Ito's palette; markers differ too.

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..cards import PICTURES
 from ..folders import write_json, write_text
-from ..processing_parameters import ParameterProcessor
+from ..hub.cards import PICTURES
+from ..targets.processing_parameters import ParameterProcessor
 from .evaluator import Evaluation
 from .plots import draw_pictures
 

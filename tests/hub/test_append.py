@@ -92,7 +92,7 @@ def test_a_lost_answer_adds_nothing_twice(tiny_checkpoints: Checkpoints, repo_id
 def test_concurrent_additions_all_arrive_once(
     tiny_checkpoints: Checkpoints, repo_id: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pdiff_hf.hub_client.BACK_OFF", (0.0, 0.0))
+    monkeypatch.setattr("pdiff_hf.hub.client.BACK_OFF", (0.0, 0.0))
     parts = [part(tiny_checkpoints, i) for i in range(3)]
 
     with ThreadPoolExecutor(3) as pool:

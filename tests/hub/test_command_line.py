@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
 from pdiff_hf import Checkpoints, PDiffPipeline, load_checkpoints
-from pdiff_hf.describing import describe_pipeline
+from pdiff_hf.pipelines.describing import describe_pipeline
 from pdiff_hf_cli import _parser, main
 
 from .environment import hub_environment

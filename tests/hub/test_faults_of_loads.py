@@ -25,7 +25,7 @@ from huggingface_hub.utils import _http
 from pdiff_hf import (
     BrokenFileError,
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     CorruptFileError,
     HubAccessError,
     HubError,
@@ -34,11 +34,11 @@ from pdiff_hf import (
     HubUnreachableError,
     PDiffPipeline,
     UnsafeFileError,
-    hub_client,
     load_checkpoints,
 )
-from pdiff_hf.hub_files import RepositoryFiles
-from pdiff_hf.targets import UnknownTargetError
+from pdiff_hf.hub import client as hub_client
+from pdiff_hf.hub.files import RepositoryFiles
+from pdiff_hf.targets.loading import UnknownTargetError
 
 from .cases import ALWAYS, HTML, Case, assert_clear, fault, status
 from .server import Hub
@@ -184,7 +184,7 @@ def content_of_pipeline(pipe: PDiffPipeline) -> dict[str, Any]:
 def content_of_checkpoints(checkpoints: Checkpoints) -> dict[str, Any]:
     content = {f"target_model.{n}": tensor for n, tensor in checkpoints.target_model.state_dict().items()}
     for split, zoo in checkpoints.splits.items():
-        content |= {f"{split}.{field.name}": getattr(zoo, field.name) for field in dataclasses.fields(CheckpointZoo)}
+        content |= {f"{split}.{field.name}": getattr(zoo, field.name) for field in dataclasses.fields(CheckpointSplit)}
     collection = {name: value for name, value in checkpoints.collection.items() if name != "repo_id"}
     return content | {"collection": collection, "preprocessing": checkpoints.preprocessing}
 
@@ -703,7 +703,7 @@ def test_a_class_that_the_package_does_not_read_is_refused_and_its_code_not_run(
         "auto_map",
         "auto_map of an unknown type",
         "attention kernel",
-        "quantisation",
+        "quantization",
         "inside",
         "auto class",
         "function",

@@ -23,12 +23,12 @@ from pdiff_hf import (
     HubQuotaError,
     HubUnreachableError,
     PDiffPipeline,
-    hub_client,
     make_processor,
     share,
 )
-from pdiff_hf.cards import readdress
-from pdiff_hf.hub_push import PUSH_ATTEMPTS
+from pdiff_hf.hub import client as hub_client
+from pdiff_hf.hub.cards import readdress
+from pdiff_hf.hub.push import PUSH_ATTEMPTS
 
 from .cases import ALWAYS, HTML, Case, assert_clear, fault, status
 from .processes import run_python

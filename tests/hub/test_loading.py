@@ -15,14 +15,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from pdiff_hf import (
-    HubAccessError,
-    HubError,
-    HubNotFoundError,
-    HubUnreachableError,
-    PDiffPipeline,
-    share,
-)
+from pdiff_hf import HubAccessError, HubError, HubNotFoundError, HubUnreachableError, PDiffPipeline, share
 
 from .processes import run_python, start_python
 from .server import Hub, Record

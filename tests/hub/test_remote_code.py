@@ -20,7 +20,7 @@ import pdiff_hf
 from pdiff_hf import (
     BrokenFileError,
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     HubAccessError,
     HubNotFoundError,
     PDiffPipeline,
@@ -30,8 +30,8 @@ from pdiff_hf import (
     make_processor,
     share,
 )
-from pdiff_hf.export import ExportError, bundle, export_remote_code, push_remote_code
-from pdiff_hf.images import Preprocessing
+from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.pipelines.export import ExportError, bundle, export_remote_code, push_remote_code
 
 from .processes import run_python
 from .server import Hub
@@ -123,7 +123,7 @@ def test_the_same_networks_are_drawn_where_the_package_is_not_installed(
         processor = make_processor(target, {"mlp": "head", "resnet": "last_norms"}[family])
         parameters = random_vectors(target, processor, 12)
         unknown = [float("nan")] * 12
-        zoo = CheckpointZoo(parameters, ["run-0"] * 12, list(range(12)), [0] * 12, unknown, unknown)
+        zoo = CheckpointSplit(parameters, ["run-0"] * 12, list(range(12)), [0] * 12, unknown, unknown)
         channels = target.config.num_channels
         preprocessing = Preprocessing(image_size=16, mean=(0.5,) * channels, std=(0.25,) * channels).to_dict()
         recipe = Recipe(

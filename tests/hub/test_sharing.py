@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from pdiff_hf import (
     BrokenFileError,
     Checkpoints,
-    CheckpointZoo,
+    CheckpointSplit,
     HubAccessError,
     HubConflictError,
     HubNotFoundError,
@@ -29,14 +29,14 @@ from pdiff_hf import (
     PDiffPipeline,
     Recipe,
     UnsafeFileError,
-    checkpoint_shards,
     fit,
     load_checkpoints,
     make_processor,
     share,
 )
-from pdiff_hf.cards import PICTURES
-from pdiff_hf.images import Preprocessing
+from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.hub.cards import PICTURES
+from pdiff_hf.zoo import parquet as checkpoint_shards
 
 from .processes import run_python
 from .server import Hub
@@ -69,7 +69,7 @@ def resnet_pipeline(tiny_resnet: PreTrainedModel, random_vectors: Callable, tiny
     processor = make_processor(tiny_resnet, "last_norms")
     parameters = random_vectors(tiny_resnet, processor, 12)
     steps, unknown = list(range(12)), [float("nan")] * 12
-    zoo = CheckpointZoo(parameters, ["run-0"] * 12, steps, [0] * 12, unknown, unknown)
+    zoo = CheckpointSplit(parameters, ["run-0"] * 12, steps, [0] * 12, unknown, unknown)
     preprocessing = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3).to_dict()
     return fit(Checkpoints({"train": zoo}, processor, tiny_resnet, preprocessing), tiny_recipe)
 
@@ -531,8 +531,8 @@ def test_changes_to_other_files_meanwhile_and_ours_both_survive(
 ):
     tiny_pipeline.push_to_hub(repo_id, token=TOKEN)
     tiny_pipeline.scheduler.register_to_config(solver_order=1)
-    licence = {"path_or_fileobj": b"MIT", "path_in_repo": "LICENSE"}
-    before_the_next_commit(lambda: api.upload_file(**licence, repo_id=repo_id, commit_message="Theirs"))
+    license = {"path_or_fileobj": b"MIT", "path_in_repo": "LICENSE"}
+    before_the_next_commit(lambda: api.upload_file(**license, repo_id=repo_id, commit_message="Theirs"))
 
     tiny_pipeline.push_to_hub(repo_id, token=TOKEN)
 
@@ -576,7 +576,7 @@ np.savez(out, **arrays)
 """
 
 
-def assert_equal(zoo: CheckpointZoo, expected: CheckpointZoo) -> None:
+def assert_equal(zoo: CheckpointSplit, expected: CheckpointSplit) -> None:
     assert torch.equal(zoo.parameters, expected.parameters)
     for name in ("run", "step", "seed"):
         assert getattr(zoo, name) == getattr(expected, name)

@@ -14,8 +14,8 @@ import pytest
 SLEEPERS = (
     "huggingface_hub.utils._http",
     "huggingface_hub.file_download",
-    "pdiff_hf.hub_client",
-    "pdiff_hf.hub_push",
+    "pdiff_hf.hub.client",
+    "pdiff_hf.hub.push",
 )
 
 

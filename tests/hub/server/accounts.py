@@ -34,7 +34,7 @@ def need_write(user: User | None, namespace: str) -> User:
 def whoami(hub: Hub, request: Request) -> Answer:
     """Describes the owner of the token."""
     user = need_user(request.user)
-    organisations = [
+    organizations = [
         {"type": "org", "id": org, "name": org, "fullname": org, "roleInOrg": "admin"} for org in user.orgs
     ]
     return Answer(
@@ -47,7 +47,7 @@ def whoami(hub: Hub, request: Request) -> Answer:
             "emailVerified": True,
             "isPro": False,
             "canPay": False,
-            "orgs": organisations,
+            "orgs": organizations,
             "auth": {
                 "type": "access_token",
                 "accessToken": {"displayName": "test", "role": user.role, "createdAt": now()},

@@ -32,7 +32,7 @@ def git_oid(kind: str, data: bytes) -> str:
 
 @dataclass(frozen=True)
 class User:
-    """The owner of a token: writes to its own namespace and its organisations' unless its role is "read"."""
+    """The owner of a token: writes to its own namespace and its organizations' unless its role is "read"."""
 
     name: str
     orgs: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class Repo:
 
     @property
     def namespace(self) -> str:
-        """The user or organisation that the repository belongs to."""
+        """The user or organization that the repository belongs to."""
         return self.id.split("/")[0]
 
     @property

@@ -1,0 +1,1 @@
+"""What networks are fed with: images, and other labeled data."""

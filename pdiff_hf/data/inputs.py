@@ -1,0 +1,190 @@
+"""What networks are fed with: one tensor or a mapping of tensors, and labeled data in three splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import datasets
+import torch
+from torch import nn
+
+# One tensor is a network's first positional argument (`pixel_values`); a mapping, such as what a tokenizer returns, is
+# passed by name (`input_ids`, `attention_mask`, …). The first axis of each tensor counts the examples.
+Inputs = torch.Tensor | Mapping[str, torch.Tensor]
+
+
+class BatchError(ValueError):
+    """Inputs or labels are not tensors of one row per example, or a split is missing."""
+
+
+def count_inputs(inputs: Inputs) -> int:
+    """Returns the number of examples.
+
+    Raises:
+        BatchError: If these are no tensors, none at all, or tensors of different lengths.
+    """
+    tensors = dict(inputs) if isinstance(inputs, Mapping) else {"the tensor": inputs}
+    lengths = {len(tensor) for tensor in tensors.values() if isinstance(tensor, torch.Tensor) and tensor.ndim}
+    if len(lengths) != 1 or not all(isinstance(tensor, torch.Tensor) and tensor.ndim for tensor in tensors.values()):
+        shown = {
+            name: tuple(getattr(tensor, "shape", ())) or type(tensor).__name__ for name, tensor in tensors.items()
+        }
+        raise BatchError(
+            "Inputs are one tensor or a mapping of tensors, each with one row per example, but the ones given are "
+            f"{shown}; pad token sequences to one length (padding='max_length', return_tensors='pt')."
+        )
+    return lengths.pop()
+
+
+def take_inputs(inputs: Inputs, rows: slice | torch.Tensor) -> Inputs:
+    """Returns some of the examples: a slice of them, or those at `(k,)` int64."""
+    if isinstance(inputs, Mapping):
+        return {name: tensor[rows] for name, tensor in inputs.items()}
+    return inputs[rows]
+
+
+def move_inputs(inputs: Inputs, like: torch.Tensor) -> Inputs:
+    """Returns the inputs on the device of `like`, and those that are floating point in its dtype."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    if isinstance(inputs, Mapping):
+        return {name: move(tensor) for name, tensor in inputs.items()}
+    return move(inputs)
+
+
+def call_with(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    """Returns the positional and the named arguments with which a network is called."""
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Any:
+    """Returns the network's output."""
+    args, kwargs = call_with(inputs)
+    return model(*args, **kwargs)
+
+
+class LabeledSplit(Protocol):
+    """Examples and their labels `(n,)` int64."""
+
+    @property
+    def labels(self) -> torch.Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 of what is in it."""
+
+
+class LabeledData(Protocol):
+    """What an evaluation asks for: `ImageData`, `TensorData`, or anything else with these members.
+
+    `train` fits, `validation` chooses, `test` is reported once.
+    """
+
+    @property
+    def train(self) -> LabeledSplit: ...
+
+    @property
+    def validation(self) -> LabeledSplit: ...
+
+    @property
+    def test(self) -> LabeledSplit: ...
+
+    @property
+    def label_names(self) -> list[str]: ...
+
+    def inputs(self, split: Any) -> Inputs:
+        """Returns what the network is fed with for the examples of a split."""
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """Examples as the network takes them, for example tokenized texts of one length, and their labels `(n,)` int64.
+
+    Raises:
+        BatchError: If there is not one label for each example.
+    """
+
+    features: Inputs
+    labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if count_inputs(self.features) != len(self.labels):
+            raise BatchError(f"There are {count_inputs(self.features)} examples, but {len(self.labels)} labels.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 of the examples and labels."""
+        tensors = dict(self.features) if isinstance(self.features, Mapping) else {"": self.features}
+        return fingerprint_tensors([*(tensors[name] for name in sorted(tensors)), self.labels])
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """Three disjoint splits of examples as the network takes them; see `LabeledData`."""
+
+    train: TensorSplit
+    validation: TensorSplit
+    test: TensorSplit
+    label_names: list[str]
+
+    def inputs(self, split: TensorSplit) -> Inputs:
+        """Returns the examples of a split."""
+        return split.features
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Mapping[str, datasets.Dataset],
+        columns: Sequence[str] = ("input_ids", "attention_mask"),
+        label_column: str = "label",
+    ) -> TensorData:
+        """Takes the columns of a tokenized `datasets.DatasetDict` with the splits train, validation and test.
+
+        Args:
+            dataset: Its rows are all of one length in each of the columns.
+            columns: What the network takes, by the names of its arguments.
+            label_column: Whole numbers from 0.
+
+        Raises:
+            BatchError: If a split or column is missing, or rows are of different lengths.
+        """
+        splits = {}
+        for name in ("train", "validation", "test"):
+            if name not in dataset:
+                raise BatchError(
+                    f"The data set has the splits {sorted(dataset)}, but {name!r} is needed too; "
+                    "Dataset.train_test_split makes one of another."
+                )
+            missing = {*columns, label_column} - set(dataset[name].column_names)
+            if missing:
+                raise BatchError(
+                    f"The {name} split has the columns {dataset[name].column_names}, but lacks {sorted(missing)}."
+                )
+            rows = dataset[name].with_format(None)
+            try:
+                features = {column: torch.tensor(list(rows[column])) for column in columns}
+            except ValueError as error:
+                raise BatchError(
+                    f"The rows of {list(columns)} in the {name} split are not of one length ({error}); "
+                    "pad them (padding='max_length')."
+                ) from error
+            splits[name] = TensorSplit(features, torch.tensor(list(rows[label_column]), dtype=torch.long))
+        feature = dataset["train"].features[label_column]
+        count = int(splits["train"].labels.max()) + 1
+        return cls(**splits, label_names=list(getattr(feature, "names", None) or [str(i) for i in range(count)]))
+
+
+def fingerprint_tensors(tensors: Sequence[torch.Tensor]) -> str:
+    """Returns a SHA-256 of tensors' values, one after another."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

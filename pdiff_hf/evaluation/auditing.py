@@ -1,0 +1,85 @@
+"""A pipeline audited from end to end: drawn from, judged beside the baselines, reported, and its card written."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation import evaluate, write_report
+from ..fitting.fitting import describe_fit
+from ..folders import require_writable_folder
+from ..pipelines.pipeline_pdiff import PDiffPipeline
+from ..settings import HubSettings, setting
+from ..zoo.checkpoints import load_checkpoints
+from ..zoo.trajectory import collection_of, load_images_of
+from .card import add_report, read_metrics
+
+
+@dataclass
+class AuditSettings(HubSettings):
+    """What is audited, with how many samples."""
+
+    pipeline: str = field(
+        default="", metadata={"help": "The pipeline: a folder or a Hub id. A folder's card gets the report."}
+    )
+    checkpoints: str = field(
+        default="", metadata={"help": "The checkpoints dataset it was fitted to: a folder or a Hub id."}
+    )
+    output_dir: str = field(default="report", metadata={"help": "The report is written here."})
+    dataset_name: str | None = setting(None, "Where the images are, if not where the checkpoints were collected.")
+    num_models: int = setting(200, "Networks drawn from the generator.")
+    num_baseline_models: int = setting(100, "Networks drawn from each baseline at each setting of its knob.")
+    num_inference_steps: int | None = setting(None, "Steps of the sampler; by default the shipped ones.")
+    temperature: float = setting(1.0, "Factor on the generator's latents.")
+    seed: int = setting(0, "Decides every sample.")
+
+
+def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Draws networks from a pipeline, judges them, and writes the report, and the card of a pipeline in a folder.
+
+    With `push_to_hub`, the pipeline with its new card, metrics and pictures is pushed: to `hub_model_id`, or, if it
+    came from the Hub, back to where it came from.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ValueError: If the pipeline or the zoo is not named, or the zoo does not say on which images it was collected.
+        HubError: If something cannot be fetched or pushed.
+    """
+    for name in ("pipeline", "checkpoints"):
+        if not getattr(settings, name):
+            raise ValueError(f"Name the {name} to audit with --{name}: a folder or a Hub id.")
+    require_writable_folder(settings.output_dir)
+    is_folder = Path(settings.pipeline).is_dir()
+    if settings.hub_model_id is None:
+        settings.hub_model_id = Path(settings.pipeline).name if is_folder else settings.pipeline
+    settings.prepare_push(settings.pipeline, "model")
+    checkpoints = load_checkpoints(settings.checkpoints, token=settings.hub_token)
+    images = load_images_of(collection_of(checkpoints, settings.dataset_name))
+    pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)
+    fitted = read_metrics(settings.pipeline, token=settings.hub_token) or describe_fit(checkpoints)
+    evaluation = evaluate(
+        pipe,
+        checkpoints,
+        images,
+        num_models=settings.num_models,
+        num_baseline_models=settings.num_baseline_models,
+        seed=settings.seed,
+        num_inference_steps=settings.num_inference_steps,
+        temperature=settings.temperature,
+    )
+    metrics = write_report(settings.output_dir, evaluation, fitted, pipe.processor)
+    if is_folder:
+        add_report(settings.pipeline, pipe, settings.output_dir, metrics)
+        settings.push(settings.pipeline)
+    elif settings.push_to_hub:
+        with tempfile.TemporaryDirectory() as folder:
+            pipe.save_pretrained(folder)
+            add_report(folder, pipe, settings.output_dir, metrics)
+            settings.push(folder)
+    return metrics

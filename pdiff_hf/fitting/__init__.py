@@ -1,0 +1,1 @@
+"""From a zoo to a pipeline."""

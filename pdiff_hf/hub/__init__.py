@@ -1,0 +1,1 @@
+"""Repositories and files: the client, what may be shared, cards."""

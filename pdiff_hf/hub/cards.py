@@ -1,0 +1,313 @@
+"""Cards from the templates of `model_cards/`: every figure comes from the run's own data, and a gap is an error."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jinja2
+import torch
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+
+from ..folders import shipped_folder, write_text
+
+TAGS = ["p-diff", "neural-network-diffusion", "weight-generation"]
+LICENSE = "apache-2.0"
+# The name under which a card speaks of its repository until it is pushed to one.
+NO_ADDRESS = "path/or/id"
+PICTURES = {
+    "accuracy_similarity.png": "Accuracy against similarity to the zoo",
+    "similarity_matrix.png": "Similarity between the sets",
+    "parameter_distribution.png": "Distribution of the parameters by layer",
+    "reverse_process.png": "Accuracy along the reverse process",
+    "embedding.png": "Zoo, held-out checkpoints and samples in two dimensions",
+}
+IMAGE_CLASSIFICATION = "image-classification"
+_ADDRESS = re.compile(r"<!-- This card speaks of (\S+) -->")
+
+
+class Layout(Protocol):
+    """What a card reads of the layout of the vectors."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def parameter_dim(self) -> int: ...
+
+
+class Rows(Protocol):
+    """What a card reads of a split of a checkpoints dataset."""
+
+    run: list[str]
+    validation_accuracy: list[float]
+
+    def __len__(self) -> int: ...
+
+
+def write_checkpoints_card(
+    folder: str | os.PathLike,
+    processor: Layout,
+    target_class: str,
+    splits: Mapping[str, Rows],
+    features: Sequence[dict[str, Any]],
+    collection: Mapping[str, Any],
+) -> None:
+    """Writes the README.md of a checkpoints dataset.
+
+    Args:
+        folder: Where.
+        processor: The layout of the vectors.
+        target_class: Class of the target network.
+        splits: Each split's rows.
+        features: The columns, as `datasets` writes them into a card.
+        collection: How the zoo was made.
+    """
+    settings = dict(collection.get("settings") or {})
+    filled = {name: rows for name, rows in splits.items() if len(rows)}
+    card_data = DatasetCardData(
+        license=LICENSE,
+        tags=[*TAGS, "checkpoints"],
+        size_categories=_size_category(sum(len(rows) for rows in splits.values())),
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in filled],
+            }
+        ],
+        dataset_info={"features": list(features)},
+    )
+    text = _render(
+        "checkpoints_dataset.md",
+        card_data=card_data,
+        target_class=target_class,
+        subset_description=describe_layout(processor),
+        parameter_dim=processor.parameter_dim,
+        counts=dict.fromkeys(("train", "validation", "test"), 0) | {name: len(rows) for name, rows in splits.items()},
+        rows=[_split_row(name, rows) for name, rows in filled.items()],
+        settings=settings | {"dataset_name": published_name(settings["dataset_name"])} if settings else None,
+        runs=collection.get("runs"),
+        run_count=len({run for rows in filled.values() for run in rows.run}),
+        costs={name.removesuffix("_seconds"): f"{value:.1f}" for name, value in collection.get("costs", {}).items()},
+        hardware=collection.get("hardware"),
+        sizes={"vectors": _bytes(sum(len(rows) for rows in splits.values()) * 4 * processor.parameter_dim)},
+        license=LICENSE,
+    )
+    write_text(Path(folder) / "README.md", text)
+
+
+def write_network_card(
+    folder: str | os.PathLike, provenance: Sequence[Mapping[str, Any]], target_class: str, subfolders: bool
+) -> None:
+    """Writes the README.md of one drawn network, or of many in subfolders.
+
+    Args:
+        folder: Where.
+        provenance: Where each network came from.
+        target_class: Its class.
+        subfolders: Whether the networks are in `00000/`, `00001/`, …, or one is at the root.
+    """
+    generator = provenance[0]["generator"]
+    card_data = ModelCardData(
+        license=LICENSE,
+        library_name="peft" if target_class == "AdaptedModel" else "transformers",
+        pipeline_tag=IMAGE_CLASSIFICATION if "ImageClassification" in target_class else None,
+        tags=[*TAGS, "generated-by-pdiff"],
+        base_model=generator,
+    )
+    text = _render(
+        "generated_network.md",
+        card_data=card_data,
+        target_class=target_class,
+        provenance=provenance,
+        generator=generator,
+        subfolders=subfolders,
+        license=LICENSE,
+    )
+    write_text(Path(folder) / "README.md", text)
+
+
+def write_remote_code_card(folder: str | os.PathLike) -> None:
+    """Writes the README.md of the revision of a pipeline that carries its own code."""
+    card_data = ModelCardData(license=LICENSE, library_name="diffusers", tags=TAGS)
+    write_text(Path(folder) / "README.md", _render("remote_code.md", card_data=card_data))
+
+
+def write_pipeline_card(
+    folder: str | os.PathLike,
+    components: Mapping[str, Any],
+    num_inference_steps: int,
+    metrics: Mapping[str, Any] | None,
+    report: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the README.md of a pipeline repository into the folder where it was saved.
+
+    Args:
+        folder: The pipeline's folder.
+        components: The pipeline's components.
+        num_inference_steps: Steps of the shipped sampler.
+        metrics: Its `metrics.json`, if there is one.
+        report: The audit in words: `headline`, `summary` and `table`; None if it was not evaluated.
+    """
+    metrics = metrics or {"generator": {}, "data": {}, "costs": {}, "environment": {}}
+    data, generator = metrics["data"], metrics["generator"]
+    processor, target_model = components["processor"], components["target_model"]
+    dataset_name = published_name(data.get("dataset_name"))
+    zoo = data.get("checkpoints")
+    card_data = ModelCardData(
+        license=LICENSE,
+        library_name="diffusers",
+        tags=[*TAGS, "arxiv:2402.13144"],
+        datasets=[zoo] if zoo else None,
+        metrics=["accuracy"] if report else None,
+        model_name=NO_ADDRESS if report else None,
+        eval_results=_eval_results(metrics, dataset_name) if report else None,
+    )
+    text = _render(
+        "pipeline.md",
+        card_data=card_data,
+        target_class=type(target_model).__name__,
+        subset_description=describe_layout(processor),
+        parameter_dim=processor.parameter_dim,
+        zoo=zoo,
+        zoo_count=data.get("zoo_count"),
+        dataset_name=dataset_name,
+        autoencoder_class=type(components["autoencoder"]).__name__,
+        latent_dim=components["autoencoder"].config.latent_dim,
+        denoiser_class=type(components["denoiser"]).__name__,
+        denoiser_parameters=f"{components['denoiser'].num_parameters():,}",
+        scheduler_class=type(components["scheduler"]).__name__,
+        num_inference_steps=num_inference_steps,
+        recipe={stage: _plain(settings) for stage, settings in generator.items() if isinstance(settings, dict)},
+        costs={name.removesuffix("_seconds"): f"{value:.2f}" for name, value in metrics["costs"].items()},
+        hardware=metrics["environment"].get("hardware"),
+        versions={name: value for name, value in metrics["environment"].items() if name != "hardware"},
+        sizes=_pipeline_sizes(Path(folder), processor, data.get("zoo_count")),
+        report=report,
+        pictures={name: title for name, title in PICTURES.items() if (Path(folder) / name).is_file()},
+        license=LICENSE,
+    )
+    write_text(Path(folder) / "README.md", text)
+
+
+def has_own_card(folder: str | os.PathLike) -> bool:
+    """Tells whether a folder has a README.md that somebody wrote by hand; it is kept."""
+    readme = Path(folder) / "README.md"
+    return readme.is_file() and _ADDRESS.search(readme.read_text(encoding="utf-8")) is None
+
+
+def readdress(text: str, repo_id: str) -> str:
+    """Returns a card in which its repository is called `repo_id`, whatever it was called before."""
+    found = _ADDRESS.search(text)
+    if found is None:
+        return text
+    # As an item of a list or the text of a link it is another repository of that name: the data set, or the generator.
+    alone = r"(?<![\w./\[-])(?<!- )"
+    return re.sub(rf"(?:{alone}|(?<=huggingface\.co/)){re.escape(found[1])}(?![\w/-]|\.\w)", repo_id, text)
+
+
+def published_name(name: str | None) -> str | None:
+    """Returns a data set's or model's name as others may read it: of a local path, its last part."""
+    if name is None or not (os.path.isabs(name) or Path(name).exists()):
+        return name
+    return Path(name).name
+
+
+def published_value(value: Any) -> Any:
+    """Returns a JSON value in which paths of this machine are cut down to their last part."""
+    if isinstance(value, dict):
+        return {key: published_value(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [published_value(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def describe_layout(processor: Layout) -> str:
+    """Names the tensors of a layout, the first of many."""
+    shown = [f"`{name}`" for name in processor.names[:4]]
+    return ", ".join(shown) + (f" and {len(processor.names) - 4} more" if len(processor.names) > 4 else "")
+
+
+def describe_hardware() -> str:
+    """Returns the processor or accelerator in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} of {os.cpu_count()} cores ({platform.machine()})"
+
+
+def _render(template: str, card_data: DatasetCardData | ModelCardData, **values: Any) -> str:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    text = (shipped_folder("model_cards") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(card_data=card_data.to_yaml(), address=NO_ADDRESS, **values)
+
+
+def _eval_results(metrics: Mapping[str, Any], dataset_name: str | None) -> list[EvalResult]:
+    test = metrics["sets"]["generated"]["test"]
+    shared: dict[str, Any] = {
+        "task_type": IMAGE_CLASSIFICATION,
+        "dataset_type": dataset_name or "unknown",
+        "dataset_name": dataset_name or "unknown",
+        "dataset_split": "test",
+    }
+    dispersion = metrics["sets"]["generated"]["dispersion"]
+    named = {
+        f"accuracy, mean of {test['n']} drawn networks": test["accuracy"]["mean"],
+        "accuracy, worst of them": test["accuracy"]["min"],
+        "accuracy, best of them": test["accuracy"]["max"],
+    }
+    results = [
+        EvalResult(**shared, metric_type="accuracy", metric_name=n, metric_value=float(v)) for n, v in named.items()
+    ]
+    for key, name in (("R", "dispersion of parameters R"), ("F", "functional dispersion F")):
+        value = float(dispersion[key])
+        results.append(EvalResult(**shared, metric_type=f"dispersion_{key}", metric_name=name, metric_value=value))
+    return results
+
+
+def _pipeline_sizes(folder: Path, processor: Layout, zoo_count: int | None) -> dict[str, str | None]:
+    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    network = sum(path.stat().st_size for path in (folder / "target_model").glob("*.safetensors"))
+    return {
+        "repository": _bytes(whole),
+        "network": _bytes(network),
+        "ratio": f"{whole / network:.2f}" if network else None,
+        "zoo": None if zoo_count is None else _bytes(zoo_count * network),
+        "vectors": None if zoo_count is None else _bytes(zoo_count * 4 * processor.parameter_dim),
+    }
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def _size_category(rows: int) -> str:
+    """The Hub's buckets of data set sizes."""
+    bounds = {"n<1K": 1e3, "1K<n<10K": 1e4, "10K<n<100K": 1e5, "100K<n<1M": 1e6}
+    return next((name for name, bound in bounds.items() if rows < bound), "n>1M")
+
+
+def _split_row(name: str, rows: Rows) -> dict[str, object]:
+    accuracy = 100 * torch.tensor(rows.validation_accuracy)
+    measured = not accuracy.isnan().any()
+    return {
+        "split": name,
+        "count": len(rows),
+        "runs": len(set(rows.run)),
+        "accuracy": f"{accuracy.mean():.2f}, {accuracy.min():.2f}, {accuracy.max():.2f}"
+        if measured
+        else "not measured",
+    }

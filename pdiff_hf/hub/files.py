@@ -1,0 +1,198 @@
+"""Files from the Hub, compared with their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import logging
+from huggingface_hub import (
+    HfApi,
+    get_cached_repo_tree,
+    hf_hub_download,
+    snapshot_download,
+)
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from .client import CorruptFileError, HubNotFoundError, HubUnreachableError, persistently
+from .safety import matches, require_inside
+
+logger = logging.get_logger(__name__)
+
+OUTSIDE = ["/*", "../*", "*/../*", "?:*", "*/?:*"]  # patterns of names that lead out of a repository
+CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+Content = Path | bytes
+
+
+@dataclass(frozen=True)
+class RepositoryFiles:
+    """Where and how files of a repository are read.
+
+    Args:
+        repo_id: For example `"org/name"`.
+        repo_type: `"model"` or `"dataset"`.
+        revision: Branch, tag or commit; the main branch by default.
+        token: A token, `True` for the stored one, `False` for none, `None` for the stored one if there is one.
+        cache_dir: The cache's folder.
+        local_files_only: Take what is cached and ask nobody.
+        force_download: Fetch again what is cached.
+    """
+
+    repo_id: str
+    repo_type: str = "model"
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+    def __str__(self) -> str:
+        at = f" at {self.revision}" if self.revision else ""
+        return f"{self.repo_type} {self.repo_id!r}{at}"
+
+    @classmethod
+    def named(cls, name: str, **how: Any) -> RepositoryFiles:
+        """Returns the repository of that id, for a name that is no folder.
+
+        Raises:
+            HubNotFoundError: If it is no id.
+        """
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise HubNotFoundError(f"There is no folder {name!r}, and it is no id on the Hub like 'org/name'.")
+        return cls(name, **how)
+
+    def download(self, patterns: Sequence[str]) -> Path:
+        """Brings the files that match into the cache, and checks each against its checksum, the cached ones too.
+
+        Returns:
+            The folder of the snapshot; its name is the commit.
+
+        Raises:
+            HubError: One of its subclasses; `CorruptFileError` if a file is still damaged after fetching it again.
+            UnsafeFileError: If a name leads out of the repository.
+        """
+
+        def fetch(cached_only: bool = self.local_files_only) -> str:
+            return snapshot_download(
+                self.repo_id,
+                repo_type=self.repo_type,
+                revision=self.revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=OUTSIDE,  # those are refused below, where all names are known
+                token=self.token,
+                cache_dir=self.cache_dir,
+                local_files_only=cached_only,
+                force_download=self.force_download,
+            )
+
+        try:
+            folder = Path(persistently(fetch, str(self)))
+        except HubUnreachableError as unreachable:
+            try:
+                folder = Path(fetch(cached_only=True))
+            except LocalEntryNotFoundError:
+                raise unreachable from None
+            logger.warning(f"{unreachable} The cached copy is used.")
+        except HubNotFoundError as missing:
+            if Path(self.repo_id).exists():
+                raise
+            raise HubNotFoundError(f"There is no folder {self.repo_id!r}. {missing}") from missing
+        wanted = [name for name in self.names(folder) if matches(name, patterns)]
+        for name in wanted:
+            require_inside(name)
+        checksums = self._checksums(folder, wanted)
+        for name in wanted:
+            self._verify(folder, name, checksums.get(name, ""))
+        return folder
+
+    def names(self, folder: Path) -> list[str]:
+        """Returns the names of all files of the snapshot, fetched or not."""
+        try:
+            tree = get_cached_repo_tree(
+                self.repo_id, repo_type=self.repo_type, revision=folder.name, cache_dir=self.cache_dir
+            )
+        except CachedRepoTreeNotFoundError:  # offline, and cached by a client that kept no list
+            return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return [file.path for file in tree]
+
+    def _checksums(self, folder: Path, names: Sequence[str]) -> dict[str, str]:
+        """Returns the checksum of each file: the name that the cache keeps it under, else what the Hub says."""
+        # A link leads to a name that is the checksum; that may be a link itself, to a file that repositories share.
+        kept = {name: Path(os.readlink(folder / name)).name for name in names if (folder / name).is_symlink()}
+        known = {name: checksum for name, checksum in kept.items() if CHECKSUM.fullmatch(checksum)}
+        unknown = [name for name in names if name not in known]
+        if unknown and not self.local_files_only:
+            api, commit = HfApi(token=self.token), folder.name
+            try:
+                files = persistently(
+                    lambda: api.get_paths_info(self.repo_id, unknown, repo_type=self.repo_type, revision=commit),
+                    str(self),
+                )
+            except HubUnreachableError:
+                return known
+            for file in files:
+                if isinstance(file, RepoFile):
+                    known[file.path] = file.lfs.sha256 if file.lfs is not None else file.blob_id
+        return known
+
+    def _verify(self, folder: Path, name: str, checksum: str) -> None:
+        if _is_intact(folder / name, checksum):
+            return
+        logger.warning(f"{name!r} of the {self} is damaged; fetching it again.")
+
+        def fetch_again() -> str:
+            # The client leaves a link that is there already, even where it leads to a file under a wrong name.
+            (folder / name).unlink(missing_ok=True)
+            return hf_hub_download(
+                self.repo_id,
+                name,
+                repo_type=self.repo_type,
+                revision=folder.name,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                force_download=True,
+            )
+
+        damaged = (folder / name).resolve()
+        try:
+            if self.local_files_only:
+                raise HubUnreachableError("The Hub was not to be asked.")
+            persistently(fetch_again, str(self))
+        except HubUnreachableError as error:
+            raise CorruptFileError(
+                f"{name!r} of the {self} is damaged in the cache ({damaged}), and could not be fetched again: {error}"
+            ) from error
+        if not _is_intact(folder / name, self._checksums(folder, [name]).get(name, "")):
+            raise CorruptFileError(
+                f"{name!r} of the {self} is not what its checksum says, although it was fetched again; whoever pushed "
+                "it should push it anew."
+            )
+
+
+def _is_intact(path: Path, checksum: str) -> bool:
+    """Compares a file with its checksum, if that is known: SHA-256 of large ones, git's SHA-1 of small ones."""
+    if not checksum:
+        return True
+    return (sha256_of(path) if len(checksum) == 64 else git_oid_of(path.read_bytes())) == checksum
+
+
+def sha256_of(content: Content) -> str:
+    """Returns the checksum of a large file, in hexadecimal digits."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with content.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def git_oid_of(content: bytes) -> str:
+    """Returns git's id of a small file, in hexadecimal digits."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,0 +1,172 @@
+"""The parameter autoencoder of p-diff: one-dimensional convolutions between parameter vectors and latents."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+
+class ParameterAutoencoder(ModelMixin, ConfigMixin):
+    """The 1-D convolutional autoencoder of Neural Network Diffusion (arXiv 2402.13144v3, section 3.2 and appendix).
+
+    A vector `(n, D)` is standardized by one mean and one standard deviation per tensor, padded with zeros to a
+    multiple of `2 ** len(channels)`, halved in length by each of the strided convolutions, and mapped to
+    `(n, latent_dim)`; the decoder mirrors this. During training Gaussian noise is added to the
+    input and to the latent (section 3.3).
+
+    What is mended here, against the published code:
+    - Encoding and decoding outside training use running statistics of the BatchNorms. The published code leaves them
+      in training mode, so that a decoded network depends on what else is in its batch.
+    - Latents are standardized per dimension before the denoiser sees them; published ones keep whatever scale they
+      have, while the diffusion assumes unit variance.
+    - A tensor without variance is passed through with scale 1 instead of a division by zero.
+    - The target of the reconstruction is the clean vector, not the noised one.
+
+    Args:
+        parameter_dim: Length D of a parameter vector.
+        latent_dim: Length of a latent.
+        channels: Output channels of the encoder's convolutions, each of stride 2.
+        kernel_size: Odd width of every convolution.
+        input_noise: Standard deviation of the noise on the standardized input, in training.
+        latent_noise: Standard deviation of the noise on the latent, in training.
+    """
+
+    _keep_in_fp32_modules = [
+        "encoder",
+        "decoder",
+        "to_latent",
+        "from_latent",
+        "mean",
+        "std",
+        "latent_mean",
+        "latent_std",
+    ]
+
+    @register_to_config
+    def __init__(
+        self,
+        parameter_dim: int,
+        latent_dim: int = 128,
+        channels: Sequence[int] = (64, 128, 256, 256, 32),
+        kernel_size: int = 7,
+        input_noise: float = 1e-3,
+        latent_noise: float = 0.1,
+    ) -> None:
+        super().__init__()
+        stride = 2 ** len(channels)
+        self.padded_dim = -(-parameter_dim // stride) * stride
+        self.short_dim = self.padded_dim // stride
+        flat_dim = channels[-1] * self.short_dim
+        padding = kernel_size // 2
+
+        encoder: list[nn.Module] = []
+        for wide, narrow in zip([1, *channels[:-1]], channels, strict=True):
+            convolution = nn.Conv1d(wide, narrow, kernel_size, stride=2, padding=padding)
+            encoder += [convolution, nn.BatchNorm1d(narrow), nn.LeakyReLU()]
+        self.encoder = nn.Sequential(*encoder)
+        self.to_latent = nn.Sequential(nn.Linear(flat_dim, latent_dim), nn.Linear(latent_dim, latent_dim))
+
+        self.from_latent = nn.Linear(latent_dim, flat_dim)
+        decoder: list[nn.Module] = []
+        mirrored = [*reversed(channels), channels[0]]
+        for narrow, wide in itertools.pairwise(mirrored):
+            doubling = nn.ConvTranspose1d(narrow, wide, kernel_size, stride=2, padding=padding, output_padding=1)
+            decoder += [doubling, nn.BatchNorm1d(wide), nn.ELU()]
+        self.decoder = nn.Sequential(*decoder, nn.Conv1d(channels[0], 1, kernel_size, padding=padding))
+
+        self.register_buffer("mean", torch.zeros(parameter_dim))
+        self.register_buffer("std", torch.ones(parameter_dim))
+        self.register_buffer("latent_mean", torch.zeros(latent_dim))
+        self.register_buffer("latent_std", torch.ones(latent_dim))
+
+    @torch.no_grad()
+    def fit_normalization(self, parameters: torch.Tensor, sizes: Sequence[int]) -> None:
+        """Sets one mean and one standard deviation per tensor from a zoo `(n, D)`; `sizes` are the tensors' lengths.
+
+        As published, the deviation is the one across a tensor's elements, averaged over the checkpoints.
+        """
+        for tensor, mean, std in zip(
+            parameters.split(list(sizes), dim=1),
+            self.mean.split(list(sizes)),
+            self.std.split(list(sizes)),
+            strict=True,
+        ):
+            mean.fill_(tensor.mean())
+            spread = tensor.std(dim=1, correction=0).mean()
+            std.fill_(spread if spread > 0 else 1.0)
+
+    @torch.no_grad()
+    def fit_latent_statistics(self, parameters: torch.Tensor) -> None:
+        """Standardizes the latents: afterward a zoo `(n, D)` has latents of mean 0 and variance 1 per dimension."""
+        raw = self.encode_raw(self.standardize(parameters))
+        std = raw.std(0)
+        self.latent_mean.copy_(raw.mean(0))
+        self.latent_std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+
+    def to(self, *args: Any, **kwargs: Any) -> ParameterAutoencoder:
+        """Moves to a device; a dtype is ignored, since generated weights must not be rounded."""
+        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        return self if device is None else super().to(device=device, non_blocking=non_blocking)
+
+    def half(self) -> ParameterAutoencoder:
+        """Does nothing, as `to` does with a dtype."""
+        return self
+
+    def bfloat16(self) -> ParameterAutoencoder:
+        """Does nothing, as `to` does with a dtype."""
+        return self
+
+    def standardize(self, parameters: torch.Tensor) -> torch.Tensor:
+        """Standardizes vectors `(n, D)` per tensor."""
+        return (parameters.float() - self.mean) / self.std
+
+    def encode_raw(self, standardized: torch.Tensor) -> torch.Tensor:
+        """Encodes standardized vectors `(n, D)` as latents `(n, latent_dim)` that keep the encoder's own scale."""
+        missing = self.padded_dim - standardized.shape[1]
+        hidden = nn.functional.pad(standardized, (0, missing))[:, None]  # (n, 1, padded_dim)
+        hidden = self.encoder(hidden)  # (n, channels[-1], short_dim)
+        return self.to_latent(hidden.flatten(1))  # (n, latent_dim)
+
+    def decode_raw(self, raw_latents: torch.Tensor) -> torch.Tensor:
+        """Decodes latents of the encoder's own scale `(n, latent_dim)` as standardized vectors `(n, D)`."""
+        hidden = self.from_latent(raw_latents).unflatten(1, (-1, self.short_dim))  # (n, channels[-1], short_dim)
+        return self.decoder(hidden)[:, 0, : self.config.parameter_dim]  # (n, D)
+
+    @apply_forward_hook
+    def encode(self, sample: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
+        """Encodes vectors `(n, D)` as standardized latents `(n, latent_dim)`."""
+        latents = (self.encode_raw(self.standardize(sample)) - self.latent_mean) / self.latent_std
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        """Decodes standardized latents `(n, latent_dim)` as float32 vectors `(n, D)`."""
+        raw = latents.float() * self.latent_std + self.latent_mean
+        sample = self.decode_raw(raw) * self.std + self.mean
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(self, sample: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Returns the training loss of vectors `(n, D)`: the mean squared error of standardized reconstructions.
+
+        With a CPU `generator`, both noises are added.
+        """
+        clean = noisy = self.standardize(sample)
+        if generator is not None:
+            noisy = clean + self.config.input_noise * _noise_like(clean, generator)
+        latents = self.encode_raw(noisy)
+        if generator is not None:
+            latents = latents + self.config.latent_noise * _noise_like(latents, generator)
+        return nn.functional.mse_loss(self.decode_raw(latents), clean)
+
+
+def _noise_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(tensor.shape, generator=generator).to(tensor.device)

@@ -1,0 +1,1 @@
+"""`PDiffPipeline`: drawing, loading, saving, sharing."""

@@ -1,0 +1,117 @@
+"""What a repository or folder holds, told without fetching a weight."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from ..hub import client as hub_client
+from ..hub.client import HubNotFoundError, persistently
+from ..hub.files import RepositoryFiles
+from ..hub.safety import BrokenFileError, read_json
+from .files import COMPONENTS, read_index
+
+DESCRIBING = ("model_index.json", "metrics.json", "processor/processor_config.json", "*/config.json")
+
+
+def describe_pipeline(
+    name: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
+) -> dict[str, Any]:
+    """Describes a generator: what it generates, with what, how large it is, and what its audit said.
+
+    Args:
+        name: A pipeline's folder, or its id on the Hub, from which only small JSON files are fetched.
+        revision: Branch, tag or commit.
+        token: A token that may read it.
+
+    Returns:
+        JSON types: `name, commit, size` (bytes), `largest_file, generated` (`names`, `parameter_dim`), `target`
+        (`class`, `labels`), `autoencoder, denoiser, scheduler` (classes), `latent_dim, num_inference_steps`, and,
+        where they are known, `data, verdict, accuracy, dispersion, costs`.
+
+    Raises:
+        HubError: If it cannot be read.
+        BrokenFileError: If it is no pipeline.
+    """
+    folder, commit = Path(name), None
+    if folder.is_dir():
+        sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    else:
+        repository = RepositoryFiles.named(str(name), revision=revision, token=token)
+        api = HfApi(token=token)
+
+        def ask() -> Any:
+            timeout = hub_client.ANSWER_TIMEOUT
+            return api.model_info(str(name), revision=revision, files_metadata=True, timeout=timeout)
+
+        info = persistently(ask, str(repository))
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        if "model_index.json" not in sizes:
+            raise HubNotFoundError(f"The {repository} is no pipeline: it has no model_index.json.")
+        commit = info.sha
+        folder = replace(repository, revision=commit).download(DESCRIBING)
+    index = read_index(folder)
+    processor = read_json(folder / "processor" / "processor_config.json")
+    target = read_json(folder / "target_model" / "config.json")
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    try:
+        described: dict[str, Any] = {
+            "name": str(name),
+            "commit": commit,
+            "size": sum(sizes.values()),
+            "largest_file": max(sizes, key=lambda file: sizes[file]),
+            "generated": {"names": processor["names"], "parameter_dim": _count(processor["shapes"])},
+            "target": {"class": index["target_model"][1], "labels": list(target.get("id2label", {}).values())},
+            **{component: index[component][1] for component in COMPONENTS[:3]},
+            "latent_dim": read_json(folder / "autoencoder" / "config.json")["latent_dim"],
+            "num_inference_steps": index.get("default_num_inference_steps"),
+        }
+        if "sets" in metrics:
+            generated = metrics["sets"]["generated"]
+            described["verdict"] = {key: metrics["verdict"][key] for key in ("word", "reason")}
+            described["accuracy"] = {name: figures["test"]["accuracy"] for name, figures in metrics["sets"].items()}
+            described["dispersion"] = generated["dispersion"]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BrokenFileError(
+            f"A configuration of {str(name)!r} is damaged: {type(error).__name__} {error}."
+        ) from error
+    described["data"] = {key: metrics.get("data", {}).get(key) for key in ("dataset_name", "checkpoints", "zoo_count")}
+    described["costs"] = metrics.get("costs", {})
+    return described
+
+
+def _count(shapes: list[list[int]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def description_table(described: dict[str, Any]) -> str:
+    """Returns what `describe_pipeline` found as lines of text."""
+    generated, target = described["generated"], described["target"]
+    names = generated["names"]
+    rows = {
+        "generator": described["name"] + (f" at {described['commit'][:8]}" if described["commit"] else ""),
+        "generates": f"{generated['parameter_dim']:,} parameters in {len(names)} tensors of {target['class']}",
+        "tensors": ", ".join(names[:3]) + (f", … ({len(names) - 3} more)" if len(names) > 3 else ""),
+        "labels": f"{len(target['labels'])}: {', '.join(map(str, target['labels'][:5]))}, …",
+        "autoencoder": f"{described['autoencoder']}, {described['latent_dim']} latents",
+        "denoiser": described["denoiser"],
+        "sampler": f"{described['scheduler']}, {described['num_inference_steps']} steps",
+        "size": f"{described['size']:,} bytes, most of it {described['largest_file']}",
+    }
+    data = {key: value for key, value in described["data"].items() if value is not None}
+    if data:
+        rows["fitted to"] = ", ".join(f"{key} {value}" for key, value in data.items())
+    if "verdict" in described:
+        accuracy = {name: f"{100 * figures['mean']:.2f} %" for name, figures in described["accuracy"].items()}
+        rows["audit"] = f"{described['verdict']['word']} ({described['verdict']['reason']})"
+        rows["accuracy"] = ", ".join(f"{name} {accuracy[name]}" for name in ("generated", "zoo", "average"))
+        rows["dispersion"] = ", ".join(f"{key} = {value:.2f}" for key, value in described["dispersion"].items())
+    else:
+        rows["audit"] = "not evaluated; `pdiff-hf audit` does"
+    width = max(map(len, rows))
+    return "\n".join(f"{key:{width}}  {value}" for key, value in rows.items())

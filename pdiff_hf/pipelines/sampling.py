@@ -1,0 +1,55 @@
+"""Networks drawn into a folder, one after another, so that their number is limited by the disk alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+import torch
+from tqdm.auto import tqdm
+
+from ..folders import replace_folder
+from .pipeline_output import NUMBERED, DrawnNetworks
+from .pipeline_pdiff import PDiffPipeline
+
+BATCH_SIZE = 1  # in a batch the last bits of a network would depend on how many others there are
+
+
+def sample_to_folder(
+    pipe: PDiffPipeline,
+    output_dir: str | os.PathLike,
+    num_models: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    num_inference_steps: int | None = None,
+) -> None:
+    """Draws networks and writes them as `DrawnNetworks.save_pretrained` does; the folder appears whole or not at all.
+
+    Network i is drawn with the seed `seed + i`, so that it can be drawn again alone.
+
+    Args:
+        pipe: The generator.
+        output_dir: Where.
+        num_models: How many.
+        seed: Decides the noise.
+        temperature: Factor on the final latents.
+        num_inference_steps: Steps of the sampler; by default the shipped ones.
+
+    Raises:
+        ValueError: If an argument does not fit.
+        UnwritableFolderError: If the folder cannot be written.
+    """
+    if num_models < 1:
+        raise ValueError(f"num_models must be at least 1, but is {num_models}.")
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_models)]
+    settings: dict[str, Any] = {"temperature": temperature, "num_inference_steps": num_inference_steps}
+    provenance: list[dict[str, Any]] = []
+    with replace_folder(output_dir, stale=NUMBERED) as folder, tqdm(total=num_models, desc="drawing networks") as bar:
+        for output in pipe.iter(num_models, BATCH_SIZE, generators, **settings):
+            networks = cast(DrawnNetworks, output.models)
+            for i in range(len(networks)):
+                networks.write_network(i, folder / f"{len(provenance):05d}")
+                provenance.append(networks.provenance[i])
+                bar.update()
+        networks.write_card(folder, provenance)

@@ -1,0 +1,1 @@
+"""Target networks: layout, subsets, building, loading, symmetries, inference."""

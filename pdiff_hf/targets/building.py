@@ -1,0 +1,33 @@
+"""Networks built from parameter vectors over one shared trunk."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .processing_parameters import ParameterProcessor
+
+
+def build_network(
+    target_model: PreTrainedModel, processor: ParameterProcessor, vector: torch.Tensor, share_trunk: bool = True
+) -> PreTrainedModel:
+    """Returns a network with the generated tensors of `vector`, `(D,)`, in the target's dtype and in eval mode.
+
+    With `share_trunk` the network owns `Parameter` objects of its own over the trunk's storage, which do not require
+    grad: moving, casting, training or stepping it never changes another network. Buffers are always copied. Without
+    it, every tensor is copied and trainable.
+    """
+    processor.check(vector)
+    processor.check_model(target_model)
+    generated = processor.unflatten(vector)
+    memo: dict[int, object] = {}
+    for name, parameter in target_model.named_parameters():
+        if name in generated:
+            data = generated[name].to(parameter.device, parameter.dtype, copy=True)
+        else:
+            data = parameter.detach() if share_trunk else parameter.detach().clone()
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=name in generated or not share_trunk)
+    return copy.deepcopy(target_model, memo).eval()

@@ -1,0 +1,202 @@
+"""The layout of a parameter subset: how a state dict becomes one vector of D numbers, and back."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+import transformers
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.utils import PushToHubMixin
+from torch import nn
+
+
+class LayoutError(ValueError):
+    """Names, shapes, dtypes or lengths do not fit the layout."""
+
+
+class NonFiniteParametersError(ValueError):
+    """A parameter vector holds NaN or infinity."""
+
+
+class ParameterProcessor(ConfigMixin, PushToHubMixin):
+    """The layout of a target network's parameter subset, a JSON-only component of a pipeline.
+
+    Vectors are float32 and hold the tensors one after another in the order of the target's `state_dict()`, each
+    flattened in row-major order; D is the sum of their sizes.
+
+    Args:
+        names: Resolved names of the generated tensors, as in `state_dict()`.
+        shapes: The shape of each.
+        dtypes: The dtype of each in the target, for example `"float32"`.
+        transformers_version: The version under which the names were resolved.
+
+    Raises:
+        LayoutError: If the three lists differ in length, are empty, or a name occurs twice.
+    """
+
+    config_name = "processor_config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        names: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        dtypes: Sequence[str],
+        transformers_version: str | None = None,
+    ) -> None:
+        if not names or not len(names) == len(shapes) == len(dtypes) or len(set(names)) != len(names):
+            raise LayoutError(
+                f"A layout needs one shape and one dtype for each of at least one distinct name, but there are "
+                f"{len(names)} names ({len(set(names))} distinct), {len(shapes)} shapes and {len(dtypes)} dtypes."
+            )
+        sizes = [size for shape in shapes for size in shape]
+        if not all(isinstance(size, int) and size >= 0 for size in sizes):
+            raise LayoutError(f"The shapes of a layout are whole numbers, but these are {list(shapes)[:4]}.")
+        self.names = list(names)
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.parameter_dim = sum(self.sizes)
+
+    @classmethod
+    def from_model(cls, model: nn.Module, patterns: str | Sequence[str]) -> ParameterProcessor:
+        """Resolves fnmatch patterns on `model.state_dict()` names into a layout.
+
+        Only trainable floating-point tensors count: buffers such as the running statistics of a BatchNorm are never
+        part of a vector. Presets are lists of patterns, see `pdiff_hf.targets.subsets.subset_patterns`.
+
+        Raises:
+            LayoutError: If a pattern matches none of them.
+        """
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in parameters):
+                raise LayoutError(
+                    f"The pattern {pattern!r} matches none of the {len(parameters)} parameters of "
+                    f"{type(model).__name__}; they are called {_some(parameters)}."
+                )
+        names = [n for n in model.state_dict() if n in parameters and any(fnmatchcase(n, p) for p in patterns)]
+        if not names:
+            raise LayoutError(f"No patterns were given for {type(model).__name__}; '*' takes every parameter.")
+        return cls(
+            names=names,
+            shapes=[list(parameters[name].shape) for name in names],
+            dtypes=[str(parameters[name].dtype).removeprefix("torch.") for name in names],
+            transformers_version=transformers.__version__,
+        )
+
+    def flatten(self, state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the subset of a state dict as one vector, `(D,)` float32, on the tensors' device.
+
+        Raises:
+            LayoutError: If a name is missing, or a shape or dtype differs from the layout.
+            NonFiniteParametersError: If a value is NaN or infinite.
+        """
+        for name, shape, dtype in zip(self.names, self.shapes, self.config.dtypes, strict=True):
+            if name not in state_dict:
+                raise LayoutError(
+                    f"The state dict lacks {name!r}, which the layout names; it has {_some(state_dict)}. "
+                    f"{self._versions()}"
+                )
+            tensor = state_dict[name]
+            if tuple(tensor.shape) != shape or str(tensor.dtype) != f"torch.{dtype}":
+                raise LayoutError(
+                    f"{name!r} is {tuple(tensor.shape)} {tensor.dtype} in the state dict, but {shape} torch.{dtype} "
+                    "in the layout."
+                )
+        vector = torch.cat([state_dict[name].detach().reshape(-1).to(torch.float32) for name in self.names])
+        self.check(vector)
+        return vector
+
+    def unflatten(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns the tensors of one vector `(D,)`, or of many `(n, D)` with n in front of each shape, as views.
+
+        Raises:
+            LayoutError: If the last dimension is not D.
+        """
+        if vector.ndim == 0 or vector.shape[-1] != self.parameter_dim:
+            raise LayoutError(
+                f"A parameter vector of this layout has {self.parameter_dim} numbers, but the one given has shape "
+                f"{tuple(vector.shape)}."
+            )
+        pieces = vector.split(self.sizes, dim=-1)
+        leading = vector.shape[:-1]
+        return {n: piece.reshape(*leading, *s) for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)}
+
+    def load_into(self, model: nn.Module, vector: torch.Tensor) -> None:
+        """Copies one vector `(D,)` into the model's own tensors, in place and in their dtype.
+
+        Raises:
+            LayoutError: If the length is wrong, or the model has no such tensor of that shape.
+            NonFiniteParametersError: If a value is NaN or infinite.
+        """
+        self.check(vector)
+        if vector.ndim != 1:
+            raise LayoutError(f"One vector is loaded at a time, but the one given has shape {tuple(vector.shape)}.")
+        self.check_model(model)
+        with torch.no_grad():
+            for name, tensor in self.unflatten(vector).items():
+                model.get_parameter(name).copy_(tensor)
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises a sentence unless the model has the tensors of the layout.
+
+        Raises:
+            LayoutError: If one is absent or of another shape.
+        """
+        parameters = dict(model.named_parameters())
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name not in parameters:
+                raise LayoutError(
+                    f"{name!r} is absent in this {type(model).__name__}, but {shape} in the layout. {self._versions()}"
+                )
+            if parameters[name].shape != shape:
+                raise LayoutError(
+                    f"{name!r} is {tuple(parameters[name].shape)} in this {type(model).__name__}, but {shape} in the "
+                    "layout."
+                )
+
+    def _versions(self) -> str:
+        stored, installed = self.config.transformers_version, transformers.__version__
+        if stored == installed:
+            return f"Names were resolved with transformers {stored}, which is installed: it is another network."
+        return (
+            f"Names were resolved with transformers {stored}, but {installed} is installed, which may have renamed "
+            f"them: install transformers=={stored}."
+        )
+
+    def check(self, parameters: torch.Tensor) -> None:
+        """Raises a sentence unless `parameters`, `(D,)` or `(n, D)`, fits the layout and is finite.
+
+        Raises:
+            LayoutError: If the last dimension is not D.
+            NonFiniteParametersError: If a value is NaN or infinite.
+        """
+        tensors = self.unflatten(parameters)
+        if torch.isfinite(parameters).all():
+            return
+        name, bad = next((n, ~torch.isfinite(t)) for n, t in tensors.items() if not torch.isfinite(t).all())
+        raise NonFiniteParametersError(
+            f"{int(bad.sum())} of the {bad.numel()} values of {name!r} are NaN or infinite; parameters must be finite."
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: object) -> None:
+        """Writes `processor_config.json` into a folder."""
+        self.save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs: object
+    ) -> ParameterProcessor:
+        """Reads `processor_config.json` from a folder or a Hub repository."""
+        config = cls.load_config(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        return cls.from_config(config)
+
+
+def _some(names: Mapping[str, object]) -> str:
+    shown = [repr(name) for name in list(names)[:4]]
+    return ", ".join(shown) + (", …" if len(names) > 4 else "")

@@ -1,0 +1,253 @@
+"""Symmetries of a network: which changes of its parameters do not change its function, and distances modulo them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from ..data.inputs import Inputs, call_with
+from .processing_parameters import ParameterProcessor
+
+TOLERANCE = 1e-3  # relative change of the logits that still counts as none
+BALANCING_ROUNDS = 20
+ALIGNMENT_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class HiddenUnits:
+    """The units of one hidden layer: rows that feed them, columns that read them.
+
+    Args:
+        incoming: Names of the tensors whose first axis counts the units (weight and bias of the layer before).
+        outgoing: Name of the weight whose second axis counts them; each unit is read by `block` columns.
+        count: Number of units.
+        block: Columns per unit in `outgoing`: more than one where feature maps are flattened.
+        rescalable: Whether a unit may be multiplied by a positive number and its readers divided by it (ReLU).
+    """
+
+    incoming: tuple[str, ...]
+    outgoing: str
+    count: int
+    block: int
+    rescalable: bool
+
+
+class Symmetries:
+    """The permutations, rescalings and logit shifts under which a network's predictions stay the same.
+
+    Found by trying: layers that follow each other in the order of the model's modules are candidates, and one counts
+    if permuting (or rescaling) its units changes no logit on example images. Only units whose incoming and outgoing
+    tensors are all generated are tried. Nothing is known of architectures.
+
+    Args:
+        model: The target network, in eval mode.
+        processor: The layout.
+        parameters: One vector `(D,)` of a trained network.
+        inputs: A few examples: images `(images, channels, height, width)`, or a mapping of tensors.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ParameterProcessor,
+        parameters: torch.Tensor,
+        inputs: Inputs,
+    ) -> None:
+        self.processor = processor
+        self._logits = lambda vector: _logits(model, processor, vector, inputs)
+        reference = self._logits(parameters)
+        self.layers: list[HiddenUnits] = []
+        for candidate in _candidates(model, processor):
+            generator = torch.Generator().manual_seed(0)
+            order = torch.randperm(candidate.count, generator=generator)
+            permuted = self._apply(parameters, candidate, order, torch.ones(candidate.count))
+            if not _same(self._logits(permuted), reference):
+                continue
+            scale = 0.5 + torch.rand(candidate.count, generator=generator)
+            scaled = self._apply(parameters, candidate, torch.arange(candidate.count), scale)
+            rescalable = _same(self._logits(scaled), reference)
+            self.layers.append(
+                HiddenUnits(candidate.incoming, candidate.outgoing, candidate.count, candidate.block, rescalable)
+            )
+        self.shift = self._find_shift(model, parameters, reference)
+
+    @property
+    def trivial(self) -> bool:
+        """Whether nothing but the identity was found."""
+        return not self.layers and not self.shift
+
+    def transform(self, parameters: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Returns other parameters `(n, D)` of the same functions: random permutations, rescalings and shifts."""
+        changed = []
+        for vector in parameters:
+            for layer in self.layers:
+                order = torch.randperm(layer.count, generator=generator)
+                scale = torch.ones(layer.count)
+                if layer.rescalable:
+                    scale = torch.exp(0.5 * torch.randn(layer.count, generator=generator))
+                vector = self._apply(vector, layer, order, scale)
+            changed.append(vector)
+        return torch.stack(changed)
+
+    def canonicalize(self, parameters: torch.Tensor) -> torch.Tensor:
+        """Removes rescalings and shifts from `(n, D)`: what enters a unit and what leaves it get the same norm.
+
+        A shift of all logits is removed by taking the mean over classes out of the last layer.
+        """
+        tensors = {name: tensor.clone() for name, tensor in self.processor.unflatten(parameters.double()).items()}
+        for name in self.shift:
+            tensors[name] -= tensors[name].mean(1, keepdim=True)
+        for _ in range(BALANCING_ROUNDS if len(self.layers) > 1 else 1):
+            for layer in self.layers:
+                if layer.rescalable:
+                    into, out = self._features(tensors, layer)
+                    into_norm, out_norm = into.norm(dim=2), out.norm(dim=2)  # (n, units)
+                    alive = (into_norm > 0) & (out_norm > 0)
+                    scale = torch.where(alive, (out_norm / into_norm.clamp(min=1e-12)).sqrt(), 1.0)
+                    for incoming in layer.incoming:
+                        tensors[incoming] *= _widen(scale, tensors[incoming])
+                    columns = scale.repeat_interleave(layer.block, dim=1)[:, None]  # (n, 1, units * block)
+                    tensors[layer.outgoing] /= _widen(columns, tensors[layer.outgoing])
+        flat = [tensors[name].reshape(len(parameters), -1) for name in self.processor.names]
+        return torch.cat(flat, dim=1).to(parameters.dtype)
+
+    def align(self, parameters: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Permutes canonical vectors `(n, D)` toward one canonical reference `(D,)`; exact for one hidden layer.
+
+        Deeper networks: coordinate descent over the layers, a Hungarian assignment each (Git Re-Basin,
+        arXiv 2209.04836, section 3.2).
+        """
+        return torch.stack([self._align_one(vector, reference) for vector in parameters])
+
+    def distances(
+        self, parameters: torch.Tensor, others: torch.Tensor, nearest: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns distances modulo the symmetries, `(n, k)`, of canonical vectors `(n, D)` and `(k, D)`.
+
+        Args:
+            parameters: Canonical vectors.
+            others: Canonical vectors.
+            nearest: `(n, m)` int64, the only columns to be computed exactly; the others keep the plain distance, an
+                upper bound. By default all.
+        """
+        plain = torch.cdist(parameters, others, compute_mode="donot_use_mm_for_euclid_dist")
+        if not self.layers:
+            return plain
+        columns = torch.arange(len(others)).expand(len(parameters), -1) if nearest is None else nearest
+        if len(self.layers) == 1:
+            return self._one_layer_distances(parameters, others, columns, plain)
+        for i, vector in enumerate(parameters):
+            for j in columns[i].tolist():
+                plain[i, j] = min(plain[i, j], (self._align_one(vector, others[j]) - others[j]).norm())
+        return plain
+
+    def _one_layer_distances(
+        self, parameters: torch.Tensor, others: torch.Tensor, columns: torch.Tensor, plain: torch.Tensor
+    ) -> torch.Tensor:
+        layer = self.layers[0]
+        ours, theirs = self._units(parameters, layer), self._units(others, layer)  # (n, units, features)
+        moving = set(layer.incoming) | {layer.outgoing}
+        rest = [name for name in self.processor.names if name not in moving]
+        fixed_ours, fixed_theirs = (
+            torch.cat([self.processor.unflatten(x)[name].reshape(len(x), -1) for name in rest] or [x[:, :0]], dim=1)
+            for x in (parameters, others)
+        )
+        fixed = torch.cdist(fixed_ours.double(), fixed_theirs.double()) ** 2
+        for i in range(len(parameters)):
+            wanted = columns[i]
+            cost = torch.cdist(ours[i].double().expand(len(wanted), -1, -1), theirs[wanted].double()) ** 2
+            for j, matrix in zip(wanted.tolist(), cost.numpy(), strict=True):
+                rows, assigned = linear_sum_assignment(matrix)
+                plain[i, j] = (matrix[rows, assigned].sum() + fixed[i, j].item()) ** 0.5
+        return plain
+
+    def _align_one(self, vector: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        for _ in range(ALIGNMENT_ROUNDS if len(self.layers) > 1 else 1):
+            before = vector
+            for layer in self.layers:
+                gain = self._units(reference[None], layer)[0].double() @ self._units(vector[None], layer)[0].double().T
+                _, order = linear_sum_assignment(gain.numpy(), maximize=True)
+                vector = self._apply(vector, layer, torch.from_numpy(order), torch.ones(layer.count))
+            if torch.equal(before, vector):
+                break
+        return vector
+
+    def _units(self, parameters: torch.Tensor, layer: HiddenUnits) -> torch.Tensor:
+        """Returns everything that belongs to each unit, `(n, units, features)`."""
+        return torch.cat(self._features(self.processor.unflatten(parameters), layer), dim=2)
+
+    def _features(self, tensors: dict[str, torch.Tensor], layer: HiddenUnits) -> tuple[torch.Tensor, torch.Tensor]:
+        into = torch.cat(
+            [
+                tensors[name].flatten(2) if tensors[name].ndim > 2 else tensors[name][..., None]
+                for name in layer.incoming
+            ],
+            dim=2,
+        )
+        out = tensors[layer.outgoing]  # (n, readers, units * block, ...)
+        out = (
+            out.unflatten(2, (layer.count, layer.block)).transpose(1, 2).flatten(2)
+        )  # (n, units, readers * block * ...)
+        return into, out
+
+    def _apply(
+        self, vector: torch.Tensor, layer: HiddenUnits, order: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        tensors = dict(self.processor.unflatten(vector))
+        for name in layer.incoming:
+            shape = (-1,) + (1,) * (tensors[name].ndim - 1)
+            tensors[name] = tensors[name][order] * scale.view(shape)
+        weight = tensors[layer.outgoing].unflatten(1, (layer.count, layer.block))  # (readers, units, block, ...)
+        shape = (1, -1) + (1,) * (weight.ndim - 2)
+        tensors[layer.outgoing] = (weight[:, order] / scale.view(shape)).flatten(1, 2)
+        return torch.cat([tensors[name].reshape(-1) for name in self.processor.names])
+
+    def _find_shift(self, model: nn.Module, vector: torch.Tensor, reference: torch.Tensor) -> tuple[str, ...]:
+        """Names of the last layer's tensors, if adding the same to every class only shifts the logits."""
+        last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        if not last or last[-1][1].out_features != reference.shape[1]:
+            return ()
+        names = tuple(n for n in (f"{last[-1][0]}.weight", f"{last[-1][0]}.bias") if n in self.processor.names)
+        if not names:
+            return ()
+        tensors = dict(self.processor.unflatten(vector))
+        for name in names:
+            tensors[name] = tensors[name] - tensors[name].mean(0, keepdim=True)
+        shifted = self._logits(torch.cat([tensors[name].reshape(-1) for name in self.processor.names]))
+        return names if _same(shifted.softmax(-1), reference.softmax(-1)) else ()
+
+
+def _candidates(model: nn.Module, processor: ParameterProcessor) -> Iterator[HiddenUnits]:
+    generated = dict(zip(processor.names, processor.shapes, strict=True))
+    weights = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and f"{name}.weight" in generated
+    ]
+    for (before, _), (after, _) in itertools.pairwise(weights):
+        incoming = tuple(name for name in (f"{before}.weight", f"{before}.bias") if name in generated)
+        count, width = generated[incoming[0]][0], generated[f"{after}.weight"][1]
+        complete = len(incoming) == len(dict(model.get_submodule(before).named_parameters(recurse=False)))
+        if complete and width % count == 0:
+            yield HiddenUnits(incoming, f"{after}.weight", count, width // count, rescalable=False)
+
+
+def _widen(factor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Appends dimensions of length 1 until `factor` has as many as `tensor`."""
+    return factor.view(factor.shape + (1,) * (tensor.ndim - factor.ndim))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, processor: ParameterProcessor, vector: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    return functional_call(model, processor.unflatten(vector), *call_with(inputs)).logits.float()
+
+
+def _same(logits: torch.Tensor, reference: torch.Tensor) -> bool:
+    return bool((logits - reference).abs().max() <= TOLERANCE * reference.abs().max().clamp(min=1e-6))

@@ -1,0 +1,1 @@
+"""Checkpoint zoos: recorded, stored, merged."""

@@ -1,0 +1,235 @@
+"""Merging checkpoints datasets that were collected apart: shards of one collection, or additions to a zoo."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..hub.cards import published_value
+from ..hub.client import HubConflictError
+from ..hub.files import RepositoryFiles
+from ..hub.push import prepare_repository
+from ..hub.sharing import commit_address, share
+from ..targets.building import build_network
+from ..targets.processing_parameters import LayoutError, ParameterProcessor
+from .checkpoints import SPLITS, Checkpoints, CheckpointsError, CheckpointSplit, load_checkpoints
+
+OF_ONE_PART = ("costs", "hardware", "repo_id")  # what parts of one collection may say each for itself
+APPEND_ATTEMPTS = 20
+
+
+def read_shard(shard: str) -> tuple[int, int]:
+    """Reads `i/n`, the i-th of n parts of a collection, counted from 1.
+
+    Raises:
+        ValueError: If it is not of that form, or i does not lie between 1 and n.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"A shard is written i/n with i from 1 to n, for example 2/4, but {shard!r} was given.")
+    return int(match[1]), int(match[2])
+
+
+def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False, partial: bool = False) -> Checkpoints:
+    """Puts checkpoints of one layout, trunk and collection together, sorted by run and step.
+
+    Shards of one collection, in any order, give the dataset that is collected at once, bit for bit; only the costs
+    differ, which are added up. The target holds the merged zoo's average in the generated positions.
+
+    Args:
+        parts: At least one dataset.
+        skip_equal: Take rows once that occur several times with the same run, step, split and vector, bit for bit,
+            instead of refusing them.
+        partial: Do not ask for all shards; more may come.
+
+    Raises:
+        LayoutError: If the layouts differ.
+        CheckpointsError: If shards are missing or doubled, a row occurs twice, or preprocessing, settings or trunks
+            differ.
+    """
+    if not parts:
+        raise CheckpointsError("There is nothing to merge: pass at least one checkpoints dataset.")
+    first = parts[0]
+    for place, part in enumerate(parts[1:], 2):
+        _require_same_layout(first.processor, part.processor, place)
+        _require_same("preprocessing", first.preprocessing, part.preprocessing, place)
+        _require_same("collection", _without_shard(first.collection), _without_shard(part.collection), place)
+        _require_same_trunk(first.target_model, part.target_model, first.processor, place)
+    if not partial:
+        _require_all_shards(parts, skip_equal)
+    splits = _merge_rows(parts, skip_equal)
+    collection = _without_shard(first.collection)
+    if "costs" in first.collection:
+        costs: Counter[str] = Counter()
+        for part in parts:
+            costs.update(part.collection.get("costs", {}))
+        collection["costs"] = {name: costs[name] for name in first.collection["costs"]}
+    if "hardware" in first.collection:
+        collection["hardware"] = ", ".join(sorted({str(part.collection.get("hardware")) for part in parts}))
+    target_model = first.target_model
+    if len(splits["train"]):
+        target_model = build_network(target_model, first.processor, splits["train"].parameters.mean(0))
+    return Checkpoints(splits, first.processor, target_model, dict(first.preprocessing), collection)
+
+
+def append_checkpoints(
+    checkpoints: Checkpoints, repo_id: str, *, private: bool | None = None, token: str | bool | None = None
+) -> str:
+    """Adds checkpoints to a dataset on the Hub, which is made if need be, while others may add theirs.
+
+    What is there is read, merged and pushed on top of the commit that was read; if someone else was faster, all of it
+    is done again. Rows that are there already are not added twice, so that it may be repeated after any failure.
+
+    Args:
+        checkpoints: The rows to add.
+        repo_id: For example `"org/name"`.
+        private: See `pdiff_hf.share`.
+        token: See `pdiff_hf.share`.
+
+    Returns:
+        The address of the commit that holds the rows.
+
+    Raises:
+        LayoutError, CheckpointsError: If they do not fit what is there; see `merge_checkpoints`.
+        HubConflictError: If others were faster again and again.
+        HubError: If it cannot be read or pushed.
+    """
+    repo_id = prepare_repository(repo_id, "dataset", private, token)
+    for attempt in range(APPEND_ATTEMPTS):
+        there = RepositoryFiles(repo_id, "dataset", token=token)
+        head = there.download(["processor_config.json"])
+        merged = checkpoints
+        if (head / "processor_config.json").is_file():
+            remote = load_checkpoints(repo_id, revision=head.name, token=token)
+            published = dataclasses.replace(checkpoints, collection=published_value(checkpoints.collection))
+            merged = merge_checkpoints([remote, published], skip_equal=True, partial=True)
+            if all(len(merged.splits[split]) == len(remote.splits[split]) for split in SPLITS):
+                return commit_address(repo_id, "dataset", head.name)
+        try:
+            with tempfile.TemporaryDirectory() as temporary:
+                merged.save(f"{temporary}/checkpoints")
+                return share(
+                    f"{temporary}/checkpoints", repo_id, private=private, token=token, parent_commit=head.name
+                )
+        except HubConflictError:
+            if attempt == APPEND_ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0, 1))  # those that met once shall not meet again
+    raise AssertionError("unreachable")
+
+
+def _without_shard(collection: dict[str, Any]) -> dict[str, Any]:
+    """Returns what all shards of a collection say of it, costs apart; it is what the whole says of itself."""
+    common = {name: value for name, value in collection.items() if name not in OF_ONE_PART}
+    if "runs" in common:
+        common["runs"] = {**common["runs"], "run_shard": None}
+    return common
+
+
+def _require_same_layout(ours: ParameterProcessor, theirs: ParameterProcessor, place: int) -> None:
+    def describe(processor: ParameterProcessor) -> list[tuple[str, tuple[int, ...], str]]:
+        return list(zip(processor.names, processor.shapes, processor.config.dtypes, strict=True))
+
+    if describe(ours) != describe(theirs):
+        differing = [t for t in describe(theirs) if t not in describe(ours)] or describe(theirs)
+        raise LayoutError(
+            f"Only zoos of one layout can be merged, but dataset {place} has {theirs.parameter_dim} numbers a vector "
+            f"and the first one {ours.parameter_dim}; dataset {place} differs at {differing[0]}."
+        )
+
+
+def _require_same(what: str, ours: dict[str, Any], theirs: dict[str, Any], place: int) -> None:
+    mine, other = _flat(ours), _flat(theirs)
+    names = [name for name in {**mine, **other} if mine.get(name) != other.get(name)]
+    if names:
+        values = ", ".join(f"{name} {other.get(name)!r} instead of {mine.get(name)!r}" for name in names)
+        raise CheckpointsError(
+            f"The {what} of dataset {place} differs from that of the first one: {values}; only zoos that were "
+            "collected in the same way can be merged."
+        )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _require_same_trunk(
+    ours: PreTrainedModel, theirs: PreTrainedModel, layout: ParameterProcessor, place: int
+) -> None:
+    mine, other = ours.state_dict(), theirs.state_dict()
+    for name in sorted((mine.keys() | other.keys()) - set(layout.names)):
+        if name not in mine or name not in other or not torch.equal(mine[name], other[name]):
+            raise CheckpointsError(
+                f"The trunk of dataset {place} differs from that of the first one at {name!r}; only checkpoints of "
+                "one trunk can be merged. Collect all parts from the same target, with the same number of threads."
+            )
+
+
+def _require_all_shards(parts: Sequence[Checkpoints], skip_equal: bool) -> None:
+    given = [part.collection.get("runs", {}).get("run_shard") for part in parts]
+    shards = [read_shard(shard) for shard in given if shard is not None]
+    if not shards:
+        return
+    counts = sorted({count for _, count in shards})
+    if len(counts) > 1 or len(shards) < len(parts):
+        raise CheckpointsError(
+            f"The shards {given} are not parts of one division; collect all with the same n in --run_shard i/n."
+        )
+    occurrences = Counter(index for index, _ in shards)
+    missing = [f"{i}/{counts[0]}" for i in range(1, counts[0] + 1) if i not in occurrences]
+    doubled = [f"{i}/{counts[0]}" for i, times in sorted(occurrences.items()) if times > 1 and not skip_equal]
+    if missing or doubled:
+        found = [f"{', '.join(names)} {what}" for names, what in ((missing, "missing"), (doubled, "doubled")) if names]
+        raise CheckpointsError(
+            f"The shards given do not make one whole: {' and '.join(found)}; pass each shard of the {counts[0]} once."
+        )
+
+
+def _merge_rows(parts: Sequence[Checkpoints], skip_equal: bool) -> dict[str, CheckpointSplit]:
+    seen: dict[tuple[str, int], tuple[str, torch.Tensor]] = {}
+    kept: dict[str, list[CheckpointSplit]] = {split: [] for split in SPLITS}
+    for place, part in enumerate(parts, 1):
+        for split, zoo in part.splits.items():
+            new = []
+            for run, step, vector in zip(zoo.run, zoo.step, zoo.parameters, strict=True):
+                known = seen.get((run, step))
+                new.append(known is None)
+                if known is None:
+                    seen[run, step] = (split, vector)
+                elif known[0] != split or not torch.equal(known[1], vector):
+                    raise CheckpointsError(
+                        f"Two different checkpoints are called step {step} of run {run!r}, the second in the {split} "
+                        f"split of dataset {place}; a run and a step name one checkpoint. Rename one of the runs."
+                    )
+                elif not skip_equal:
+                    raise CheckpointsError(
+                        f"Step {step} of run {run!r} occurs twice, the second time in dataset {place}; leave one of "
+                        "them out, or pass skip_equal=True to take equal rows once."
+                    )
+            kept[split].append(zoo.take(new))
+    return {split: _sorted(_concatenate(zoos)) for split, zoos in kept.items()}
+
+
+def _concatenate(zoos: Sequence[CheckpointSplit]) -> CheckpointSplit:
+    columns = ("run", "step", "seed", "validation_accuracy", "validation_loss")
+    return CheckpointSplit(
+        torch.cat([zoo.parameters for zoo in zoos]),
+        **{name: [value for zoo in zoos for value in getattr(zoo, name)] for name in columns},
+    )
+
+
+def _sorted(zoo: CheckpointSplit) -> CheckpointSplit:
+    order = sorted(range(len(zoo)), key=lambda row: (zoo.run[row], zoo.step[row]))
+    return zoo.rows(order)

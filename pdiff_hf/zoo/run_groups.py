@@ -1,0 +1,203 @@
+"""Training a group of runs at once: stacked parameters, with initial weights and batches drawn by each run alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from ..loops import TrainingState, make_optimizer, seeded, step_generator
+from ..settings import OptimizationSettings
+from ..targets.processing_parameters import ParameterProcessor
+
+ORDER, AUGMENTATION = 0, 1  # streams of a run's own randomness
+
+Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+def run_seed(seed: int, run: int, stream: int) -> int:
+    """Returns the seed of one run, in [0, 2**63); runs of zoos with different seeds have nothing in common."""
+    return int(torch.randint(2**63 - 1, (), generator=step_generator(seed, run, stream)))
+
+
+def initial_parameters(model: PreTrainedModel, processor: ParameterProcessor, seeds: Sequence[int]) -> torch.Tensor:
+    """Returns fresh weights of the model's class and configuration, one vector for each seed, `(n, D)` float32."""
+    vectors = []
+    for seed in seeds:
+        with seeded(seed):
+            vectors.append(processor.flatten(type(model)(model.config).state_dict()))
+    return torch.stack(vectors)
+
+
+def batch_rows(seeds: Sequence[int], num_images: int, batch_size: int) -> Iterator[torch.Tensor]:
+    """Yields the rows of each run's next batch, `(n, batch_size)` int64, without end.
+
+    A run goes through all images in an order of its own, then in another; a batch may end one and begin the next. The
+    order depends on the run's seed alone, not on the runs beside it.
+    """
+    pending, epoch = torch.empty(len(seeds), 0, dtype=torch.long), 0
+    while True:
+        while pending.shape[1] < batch_size:
+            orders = [torch.randperm(num_images, generator=step_generator(seed, epoch, ORDER)) for seed in seeds]
+            pending, epoch = torch.cat([pending, torch.stack(orders)], dim=1), epoch + 1
+        yield pending[:, :batch_size]
+        pending = pending[:, batch_size:]
+
+
+def train_group(
+    model: PreTrainedModel,
+    processor: ParameterProcessor,
+    start: torch.Tensor,
+    seeds: Sequence[int],
+    pixel_values: torch.Tensor,
+    labels: torch.Tensor,
+    optimization: OptimizationSettings,
+    recorded: Sequence[int],
+    augmentation: Augmentation | None = None,
+) -> torch.Tensor:
+    """Trains n networks of one architecture side by side and returns their checkpoints, `(n, k, D)` float32.
+
+    The generated tensors are stacked, and AdamW, which treats every number alone, steps all runs in one go; gradients
+    are not clipped. The trunk stands still. The model is in evaluation mode: no dropout, and a BatchNorm takes its
+    statistics from the trunk.
+
+    The same runs give the same bits; among others, or with another number of threads, a run's batches are the same
+    but its sums may be added in another order.
+
+    Args:
+        model: The target, in evaluation mode, on the device of `pixel_values`.
+        processor: The layout of what is trained.
+        start: Where the runs start, `(n, D)`.
+        seeds: The seed of each run, which decides its batches.
+        pixel_values: The train images, preprocessed: `(images, channels, height, width)`.
+        labels: Their labels `(images,)`, on the same device.
+        optimization: How each run is trained.
+        recorded: The k steps, ascending and from 0, after which a checkpoint is kept.
+        augmentation: What is done to a run's batch with a generator of its own, if anything.
+    """
+    device, batch_size = pixel_values.device, optimization.train_batch_size
+    stacked = {
+        name: tensor.to(device, copy=True, memory_format=torch.contiguous_format).requires_grad_()
+        for name, tensor in processor.unflatten(start).items()
+    }
+    optimizer, lr_scheduler = make_optimizer(stacked.values(), optimization, fused=True)
+    logits_of = _stacked_forward(model, processor)
+    batches = batch_rows(seeds, len(labels), batch_size)
+    flat_images = pixel_values.flatten(1)
+    flat_batch = flat_images.new_empty(len(seeds) * batch_size, flat_images.shape[1])  # the largest tensor, made once
+    kept = []
+    for step in range(optimization.max_train_steps):
+        rows = next(batches).flatten().to(device)
+        torch.index_select(flat_images, 0, rows, out=flat_batch)
+        batch = flat_batch.view(len(seeds), batch_size, *pixel_values.shape[1:])
+        if augmentation is not None:
+            generators = [step_generator(seed, step, AUGMENTATION) for seed in seeds]
+            batch = torch.stack([augmentation(own, g) for own, g in zip(batch, generators, strict=True)])
+        logits = logits_of(stacked, batch)  # (n, batch_size, classes)
+        # The sum over runs of each run's mean loss: every run gets the gradient of its own. With the classes in front,
+        # as if of one picture, a softmax over so few of them is four times faster.
+        one_picture = logits.float().flatten(0, 1).T[None]  # (1, classes, n * batch_size)
+        loss = nn.functional.cross_entropy(one_picture, labels[rows][None], reduction="sum") / batch_size
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        lr_scheduler.step()
+        if step in recorded:
+            kept.append(torch.cat([tensor.detach().flatten(1) for tensor in stacked.values()], dim=1).float().cpu())
+    return torch.stack(kept, dim=1)
+
+
+def _stacked_forward(
+    model: PreTrainedModel, processor: ParameterProcessor
+) -> Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]:
+    """Returns the function from stacked tensors and batches `(n, batch, …)` to logits `(n, batch, classes)`."""
+
+    def logits_of(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+        return functional_call(model, tensors, (batch,)).logits
+
+    def one_after_the_other(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+        runs = zip(*(tensor.unbind() for tensor in tensors.values()), batch, strict=True)
+        return torch.stack([logits_of(dict(zip(tensors, run[:-1], strict=True)), run[-1]) for run in runs])
+
+    # Stacked kernels would make grouped convolutions, which are slower than one network after the other.
+    if any(len(shape) > 2 for shape in processor.shapes):
+        return one_after_the_other
+    return torch.vmap(logits_of)
+
+
+@dataclass
+class RunGroup:
+    """Consecutive runs that were computed together.
+
+    Args:
+        runs: Their n numbers.
+        parameters: The k checkpoints of each, `(n, k, D)` float32.
+        validation_accuracy: `(n, k)` float32.
+        validation_loss: `(n, k)` float32.
+        seconds: What they took.
+    """
+
+    runs: list[int]
+    parameters: torch.Tensor
+    validation_accuracy: torch.Tensor
+    validation_loss: torch.Tensor
+    seconds: dict[str, float]
+
+
+class SavedGroups:
+    """Finished groups on disk, so that an interrupted collection goes on with the missing ones.
+
+    Args:
+        state: Its folder holds the groups.
+        identity: Says of what collection they are.
+
+    Raises:
+        FileExistsError: If there are groups and nothing was said of resuming, or they are of another collection.
+    """
+
+    def __init__(self, state: TrainingState, identity: str) -> None:
+        self.folder, self.identity = state.folder, identity
+        saved = sorted(self.folder.glob("group-*.safetensors"))
+        if saved and state.resume_from_checkpoint is None:
+            raise FileExistsError(
+                f"{str(self.folder)!r} holds groups of runs of a collection that was not finished; pass "
+                "--resume_from_checkpoint latest to go on with it, or remove the folder to start afresh."
+            )
+        for path in saved:
+            if _metadata(path)["identity"] != identity:
+                raise FileExistsError(
+                    f"{str(path)!r} belongs to a collection with other settings; resume with the settings it was "
+                    "started with, or remove the folder to start afresh."
+                )
+
+    def load(self, runs: list[int]) -> RunGroup | None:
+        """Returns the group of these runs, if it was finished."""
+        path = self._path(runs)
+        if not path.is_file():
+            return None
+        return RunGroup(runs, **load_file(path), seconds=json.loads(_metadata(path)["seconds"]))
+
+    def save(self, group: RunGroup) -> None:
+        """Writes a group under a temporary name, then renames it."""
+        path = self._path(group.runs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"unfinished-{path.name}")
+        tensors = {name: getattr(group, name) for name in ("parameters", "validation_accuracy", "validation_loss")}
+        save_file(tensors, unfinished, {"identity": self.identity, "seconds": json.dumps(group.seconds)})
+        unfinished.rename(path)
+
+    def _path(self, runs: list[int]) -> Path:
+        return self.folder / f"group-{runs[0]:06d}.safetensors"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
