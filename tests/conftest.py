@@ -14,6 +14,7 @@ SESSION_HUB = start_session_hub(HF_HOME.name)
 # ruff: noqa: E402
 import dataclasses
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -251,3 +252,14 @@ def tiny_recipe() -> Recipe:
 def tiny_pipeline(tiny_checkpoints: Checkpoints, tiny_recipe: Recipe) -> PDiffPipeline:
     """A pipeline of 4 latents for the heads of `tiny_checkpoints`."""
     return fit(tiny_checkpoints, tiny_recipe)
+
+
+@pytest.fixture
+def two_processes() -> tuple[str, ...]:
+    """The launcher of two processes on this machine, for `scripts.start`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # `--cpu` would start a single process; with ACCELERATE_USE_CPU the two of `--multi_gpu` meet on the processor.
+    machine = ("--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--main_process_port", str(port))
+    return ("-m", "accelerate.commands.launch", *machine, "--mixed_precision", "no", "--dynamo_backend", "no")

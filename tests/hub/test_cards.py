@@ -15,12 +15,12 @@ import jinja2
 import pytest
 import torch
 import yaml
-from hub.server import Hub
 from huggingface_hub import DatasetCard, ModelCard, ModelCardData
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from hub.server import Hub
 from pdiff_hf import (
     Checkpoints,
     CheckpointSplit,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from test_training import files_of, load_script, run, run_alone, start, two_processes  # noqa: F401  (a fixture)
+from scripts import files_of, run, run_alone, start
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -345,7 +345,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_collect_the_runs_of_one_bit_for_bit(tmp_path: Path, two_processes: tuple[str, ...]):  # noqa: F811
+def test_two_processes_collect_the_runs_of_one_bit_for_bit(tmp_path: Path, two_processes: tuple[str, ...]):
     branching = [*FLAGS, "--trunk_steps", "20"]
     run("collect_checkpoints", *branching, "--output_dir", tmp_path / "one")
     run_alone("collect_checkpoints", *branching, "--output_dir", tmp_path / "two", launcher=two_processes)

@@ -6,8 +6,9 @@ import datasets
 import pytest
 import torch
 from conftest import build
+from texts import CLASSES, LENGTH, WORDS, texts
 from torch import nn
-from transformers import BatchEncoding, BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
@@ -26,8 +27,6 @@ from pdiff_hf.fitting.fitting import describe_fit
 from pdiff_hf.loops import seeded
 from pdiff_hf.targets import inference
 
-WORDS, LENGTH, CLASSES = 40, 12, 3
-
 
 @pytest.fixture
 def bert() -> PreTrainedModel:
@@ -43,15 +42,6 @@ def bert() -> PreTrainedModel:
     )
     with seeded(0):
         return BertForSequenceClassification(config).eval()
-
-
-def texts(count: int, seed: int = 0) -> BatchEncoding:
-    """Random words, padded at the end, as a tokenizer returns them."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = (torch.arange(LENGTH) < torch.randint(3, LENGTH + 1, (count, 1), generator=generator)).long()
-    return BatchEncoding(
-        {"input_ids": torch.randint(1, WORDS, (count, LENGTH), generator=generator) * mask, "attention_mask": mask}
-    )
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import build
 from huggingface_hub import hf_hub_download
-from test_batches import CLASSES, LENGTH, WORDS, texts
+from texts import CLASSES, LENGTH, WORDS, texts
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 

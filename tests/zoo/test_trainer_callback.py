@@ -167,7 +167,7 @@ def test_recorded_checkpoints_are_measured(mlp, train, rows):
 def test_text_guide_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    namespace = run_snippets(Path(__file__).parents[1] / "docs" / "any_model.md")
+    namespace = run_snippets(Path(__file__).parents[2] / "docs" / "any_model.md")
 
     assert len(namespace["checkpoints"].zoo) == 60
     assert namespace["logits"].shape == (10, 600, 2)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from scripts import files_of, run, run_alone, start
 from transformers import PreTrainedModel
 
 from pdiff_hf import (
@@ -38,7 +35,6 @@ from pdiff_hf.settings import RecipeError
 from pdiff_hf.targets.processing_parameters import LayoutError
 from pdiff_hf.zoo.checkpoints import CheckpointsError
 
-TRAINING = Path(__file__).parents[1] / "training"
 SHARED_SUFFIXES = {".safetensors", ".json", ".parquet", ".md", ".png"}
 
 COLLECT = [
@@ -48,20 +44,6 @@ COLLECT = [
     *("--num_checkpoints", "16", "--num_validation_checkpoints", "4", "--num_test_checkpoints", "4", "--gap", "3"),
 ]
 FEW_STEPS = ["--max_train_steps", "3", "--train_batch_size", "4"]
-
-
-def load_script(name: str) -> ModuleType:
-    """Imports a script by its path: `training/` is no package."""
-    spec = importlib.util.spec_from_file_location(f"training_script_{name}", TRAINING / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script
-    spec.loader.exec_module(script)
-    return script
-
-
-def run(name: str, *arguments: str | Path) -> None:
-    """Runs a script in this process."""
-    load_script(name).main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +69,6 @@ def pipeline(checkpoints: Path, autoencoder: Path) -> Path:
     stages = ["--checkpoints", checkpoints, "--autoencoder", autoencoder]
     run("train_denoiser", *stages, *FEW_STEPS, "--output_dir", folder)
     return folder
-
-
-def files_of(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
@@ -416,22 +394,6 @@ def test_a_training_that_diverges_writes_no_pipeline(checkpoints: Path, autoenco
 # Interrupted and resumed
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-
-
-def start(name: str, *arguments: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    """Starts a script in a process of its own."""
-    command = [sys.executable, *launcher, str(TRAINING / f"{name}.py"), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def run_alone(name: str, *arguments: str | Path, launcher: tuple[str, ...] = ()) -> None:
-    process = start(name, *arguments, launcher=launcher)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-
-
 def kill_after_a_checkpoint(name: str, *arguments: str | Path, stage: Path) -> None:
     """Starts a script and kills it once `stage` holds a saved state."""
     process = start(name, *arguments)
@@ -530,16 +492,6 @@ def test_a_state_that_is_not_there_cannot_be_resumed(checkpoints: Path, autoenco
 
 
 # Two processes
-
-
-@pytest.fixture
-def two_processes() -> tuple[str, ...]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # `--cpu` would start a single process; with ACCELERATE_USE_CPU the two of `--multi_gpu` meet on the processor.
-    machine = ("--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--main_process_port", str(port))
-    return ("-m", "accelerate.commands.launch", *machine, "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
 def test_the_launcher_of_these_tests_starts_two_processes(tmp_path: Path, two_processes: tuple[str, ...]):

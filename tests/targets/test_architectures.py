@@ -15,7 +15,7 @@ from pdiff_hf import CollectionSettings, LayoutError, ParameterProcessor, load_i
 from pdiff_hf.targets.architectures import ARCHITECTURES, architecture_config
 from pdiff_hf.zoo.trajectory import load_target
 
-PAGE = (Path(__file__).parents[1] / "docs" / "targets.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\S+) \| [^|]+ \| `([^`]+)` \| ([\d,]+) \|$", PAGE, re.MULTILINE)
 
 
