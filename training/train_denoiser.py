@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from pdiff_hf.evaluation.card import write_pipeline_card
 from pdiff_hf.fitting.fitting import assemble_pipeline, describe_fit, encode_zoo, fit_denoiser, load_autoencoder
 from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
 from pdiff_hf.loops import Stopwatch, TrainingState
+from pdiff_hf.pipelines.card import write_pipeline_card
 from pdiff_hf.settings import DenoiserSettings, HubSettings, RunSettings, parse_with_recipe, setting
 from pdiff_hf.zoo.checkpoints import load_checkpoints
 

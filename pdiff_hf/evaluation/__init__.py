@@ -1,5 +1,6 @@
 """Judging generators: metrics, baselines, the audit, and the report that shows them side by side."""
 
+from ..pipelines.card import metrics_table, summarize
 from .audit import Audit, audit
 from .baselines import Baseline, average, averages, gaussian_codes, gaussian_diagonal, gaussian_full, swept_baselines
 from .evaluator import Evaluation, evaluate
@@ -12,7 +13,7 @@ from .metrics import (
     mean_pairwise_iou,
 )
 from .novelty import copying_auc
-from .report import metrics_table, summarize, write_report
+from .report import write_report
 
 __all__ = [
     "Audit",

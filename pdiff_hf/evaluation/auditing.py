@@ -12,11 +12,12 @@ import torch
 from ..evaluation import evaluate, write_report
 from ..fitting.fitting import describe_fit
 from ..folders import require_writable_folder
+from ..pipelines.card import read_metrics
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, setting
 from ..zoo.checkpoints import load_checkpoints
 from ..zoo.trajectory import collection_of, load_images_of
-from .card import add_report, read_metrics
+from .card import add_report
 
 
 @dataclass

@@ -10,10 +10,8 @@ from typing import Any
 from ..folders import replace_folder, write_json
 from ..hub import cards
 from ..hub.cards import PICTURES
-from ..hub.files import RepositoryFiles
-from ..hub.safety import read_json
+from ..pipelines.card import write_pipeline_card
 from ..pipelines.pipeline_pdiff import PDiffPipeline
-from .report import headline, metrics_table, summarize
 
 
 def add_report(
@@ -33,26 +31,3 @@ def add_report(
         write_json(temporary / "metrics.json", metrics)
     if not cards.has_own_card(folder):
         write_pipeline_card(folder, pipe, metrics)  # now that all files are there, whose sizes it tells
-
-
-def read_metrics(
-    pipeline: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
-) -> dict[str, Any] | None:
-    """Returns the `metrics.json` of a pipeline's folder or Hub repository, or None if it has none.
-
-    Raises:
-        HubError: If the repository cannot be read.
-        BrokenFileError: If the file is damaged.
-    """
-    folder = Path(pipeline)
-    if not folder.is_dir():
-        folder = RepositoryFiles.named(str(pipeline), revision=revision, token=token).download(["metrics.json"])
-    return read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
-
-
-def write_pipeline_card(folder: str | os.PathLike, pipe: PDiffPipeline, metrics: dict[str, Any]) -> None:
-    """Writes the README.md of a pipeline repository from its `metrics.json`, evaluated or not."""
-    report = None
-    if "sets" in metrics:
-        report = {"headline": headline(metrics), "summary": summarize(metrics), "table": metrics_table(metrics)}
-    cards.write_pipeline_card(folder, pipe.components, pipe.config.default_num_inference_steps, metrics, report)

@@ -30,6 +30,7 @@ LIBRARY = "pdiff_hf"
 REPLACED = dict.fromkeys(
     (
         "hub.cards",
+        "pipelines.card",
         "models.conv_autoencoder",
         "models.linear_autoencoder",
         "models.conv_denoiser",

@@ -13,11 +13,11 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from ..folders import write_json
-from ..hub.cards import write_pipeline_card
 from ..hub.client import HubError, HubNotFoundError
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, matches
 from ..hub.sharing import share
+from .card import write_pipeline_card
 from .files import ATTACHMENTS, ROOT_FILES, check_pipeline_folder, wanted_files
 
 logger = logging.get_logger(__name__)
@@ -182,4 +182,4 @@ class SharedPipeline(DiffusionPipeline):
         if self.metrics is not None and not (folder / "metrics.json").exists():
             write_json(folder / "metrics.json", self.metrics)
         if not (folder / "README.md").exists():
-            write_pipeline_card(folder, self.components, self.config.default_num_inference_steps, self.metrics)
+            write_pipeline_card(folder, self, self.metrics)

@@ -51,13 +51,14 @@ from pdiff_hf.evaluation import (
     swept_baselines,
     write_report,
 )
-from pdiff_hf.evaluation.card import add_report, write_pipeline_card
+from pdiff_hf.evaluation.card import add_report
 from pdiff_hf.evaluation.evaluator import TEMPERATURES
-from pdiff_hf.evaluation.report import MEANINGS, baselines_table
+from pdiff_hf.evaluation.report import baselines_table
 from pdiff_hf.fitting.fitting import describe_fit
 from pdiff_hf.folders import write_json
 from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf.loops import seeded
+from pdiff_hf.pipelines.card import MEANINGS, write_pipeline_card
 
 SETS = [
     "zoo",

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from scripts import files_of, run, run_alone, start
+from scripts import environment, files_of, run, run_alone, start
 from transformers import PreTrainedModel
 
 from pdiff_hf import (

@@ -34,8 +34,7 @@ from pdiff_hf import (
     share,
 )
 from pdiff_hf.evaluation.auditing import AuditSettings, audit_pipeline
-from pdiff_hf.evaluation.card import add_report, write_pipeline_card
-from pdiff_hf.evaluation.report import MEANINGS
+from pdiff_hf.evaluation.card import add_report
 from pdiff_hf.hub.cards import (
     _render,
     describe_layout,
@@ -46,6 +45,7 @@ from pdiff_hf.hub.cards import (
     write_network_card,
     write_remote_code_card,
 )
+from pdiff_hf.pipelines.card import MEANINGS, write_pipeline_card
 from pdiff_hf.zoo.trajectory import load_images_of, load_target
 
 TOKEN = "hf_alice"

@@ -369,13 +369,13 @@ def test_a_module_that_is_imported_as_a_whole_is_refused(module: Callable):
 @pytest.mark.parametrize(
     ("where", "name"),
     [
-        ("modeling_autoencoder", "ParameterAutoencoder"),
-        ("modeling_linear_autoencoder", "LinearParameterAutoencoder"),
-        ("modeling_denoiser", "ParameterDenoiser"),
-        ("modeling_mlp_denoiser", "MLPParameterDenoiser"),
-        ("processing_parameters", "ParameterProcessor"),
-        ("targets", "MLPForImageClassification"),
-        ("targets", "ConvNetForImageClassification"),
+        ("models.conv_autoencoder", "ParameterAutoencoder"),
+        ("models.linear_autoencoder", "LinearParameterAutoencoder"),
+        ("models.conv_denoiser", "ParameterDenoiser"),
+        ("models.mlp_denoiser", "MLPParameterDenoiser"),
+        ("targets.processing_parameters", "ParameterProcessor"),
+        ("targets.networks", "MLPForImageClassification"),
+        ("targets.networks", "ConvNetForImageClassification"),
     ],
 )
 def test_each_component_is_one_file_that_runs_and_says_the_same_each_time(run: Callable, where: str, name: str):
