@@ -12,10 +12,10 @@ import time
 
 import torch
 
-from pdiff_hf import CollectionSettings, PDiffPipeline, PDiffPipelineOutput, collect, fit
+from pdiff_hf import PDiffPipeline, PDiffPipelineOutput, TrajectorySettings, collect, fit
 from pdiff_hf.evaluation import evaluate
 from pdiff_hf.hub.cards import describe_hardware
-from pdiff_hf.zoo.trajectory import load_images_of, load_target
+from pdiff_hf.zoo.settings import load_images_of, load_target
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
 
 def run(architecture: str, image_size: int, max_eval_images: int) -> None:
     """Collects 20 checkpoints, fits, draws four networks, evaluates, saves and loads."""
-    settings = CollectionSettings(
+    settings = TrajectorySettings(
         dataset_name="digits",
         image_size=image_size,
         architecture=architecture,

@@ -16,18 +16,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from pdiff_hf import CollectionSettings, MultiRunSettings, collect_runs, network_predictions
-from pdiff_hf.zoo.trajectory import load_images_of, load_target
+from pdiff_hf import MultiRunSettings, collect_runs, network_predictions
+from pdiff_hf.zoo.settings import load_images_of, load_target
 
 CASES = {
-    "digits": CollectionSettings(
+    "digits": MultiRunSettings(
         image_size=8,
         model_config='{"hidden_sizes": [32]}',
         target_train_steps=500,
         target_learning_rate=0.01,
         adam_weight_decay=1.0,
     ),
-    "mnist": CollectionSettings(
+    "mnist": MultiRunSettings(
         image_size=28,
         model_config='{"hidden_sizes": [32, 32]}',
         target_train_steps=1055,  # two and a half times through 54,000 images
@@ -50,19 +50,14 @@ def main() -> None:
 
     settings = CASES[arguments.case]
     settings.dataset_name, settings.model_type, settings.subset = arguments.dataset_name, "pdiff_mlp", ["full"]
+    settings.num_runs, settings.num_validation_runs, settings.num_test_runs = arguments.num_runs, 0, 0
+    settings.runs_per_group, settings.canonicalize = arguments.runs_per_group, arguments.canonicalize
     accelerator = Accelerator()
     images = load_images_of(settings)
     model = load_target(settings, images)
-    runs = MultiRunSettings(
-        num_runs=arguments.num_runs,
-        num_validation_runs=0,
-        num_test_runs=0,
-        runs_per_group=arguments.runs_per_group,
-        canonicalize=arguments.canonicalize,
-    )
     accelerator.wait_for_everyone()
     wall, processor_time = time.perf_counter(), time.process_time()
-    checkpoints = collect_runs(images, model, settings, runs)
+    checkpoints = collect_runs(images, model, settings)
     seconds = time.perf_counter() - wall
     spent = sum(gather_object([time.process_time() - processor_time]))
     if accelerator.is_main_process:

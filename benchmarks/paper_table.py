@@ -21,11 +21,11 @@ from typing import Any
 import yaml
 from tqdm.auto import tqdm
 
-from pdiff_hf import Checkpoints, CollectionSettings, Recipe, collect, fit, load_checkpoints, load_recipe
+from pdiff_hf import Checkpoints, Recipe, TrajectorySettings, collect, fit, load_checkpoints, load_recipe
 from pdiff_hf.evaluation import evaluate
 from pdiff_hf.folders import write_json
 from pdiff_hf.hub.cards import describe_hardware
-from pdiff_hf.zoo.trajectory import collection_of, load_images_of, load_target
+from pdiff_hf.zoo.settings import load_images_of, load_target
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def run_cell(cell: dict[str, Any], folder: Path, data_dir: Path | None) -> None:
     """Collects the cell's zoo and evaluates each recipe with each seed, unless it is done."""
-    settings = CollectionSettings(**cell["collection"])
+    settings = TrajectorySettings(**cell["collection"])
     if data_dir is not None and (data_dir / settings.dataset_name).is_dir():
         settings.dataset_name = str(data_dir / settings.dataset_name)
     wanted = {
@@ -93,7 +93,7 @@ def run_cell(cell: dict[str, Any], folder: Path, data_dir: Path | None) -> None:
                 "costs": costs(checkpoints) | {"fitting_seconds": fitting} | evaluation.costs,
                 "hardware": describe_hardware(),
                 "zoo": {"size": len(checkpoints.zoo), "parameter_dim": checkpoints.processor.parameter_dim},
-                "collection": dataclasses.asdict(collection_of(checkpoints))
+                "collection": checkpoints.collection["settings"]
                 | {"dataset_name": cell["collection"]["dataset_name"]},
             },
         )

@@ -10,12 +10,12 @@ import argparse
 import matplotlib
 from matplotlib.figure import Figure
 
-from pdiff_hf import CollectionSettings, collect, fit
+from pdiff_hf import TrajectorySettings, collect, fit
 from pdiff_hf.evaluation import evaluate
 from pdiff_hf.evaluation.plots import draw_distribution
 from pdiff_hf.folders import replace_folder
 from pdiff_hf.hub.cards import describe_hardware
-from pdiff_hf.zoo.trajectory import load_images_of, load_target
+from pdiff_hf.zoo.settings import load_images_of, load_target
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     print(f"on {describe_hardware()}")
     print("| zoo seed | answer | zoo | generated | R | F | r | AUC |\n|---|---|---|---|---|---|---|---|")
     for seed in arguments.seeds:
-        settings = CollectionSettings(
+        settings = TrajectorySettings(
             image_size=16,
             model_config='{"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}',
             learning_rate=0.1,

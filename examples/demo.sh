@@ -10,7 +10,7 @@ started=$SECONDS
 rm -rf "$out"/{checkpoints,autoencoder,pipeline}-state # of a demo that was interrupted
 
 echo "1/4  Train a small ResNet on 700 digits, then record 300 checkpoints of its last two norms"
-$launch training/collect_checkpoints.py \
+$launch training/collect_trajectory.py \
     --dataset_name digits \
     --image_size 16 \
     --model_type resnet \

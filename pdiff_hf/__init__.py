@@ -33,11 +33,14 @@ from .targets.loading import AnyTargetModel, UnknownTargetError
 from .targets.networks import ConvNetConfig, ConvNetForImageClassification, MLPConfig, MLPForImageClassification
 from .targets.processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
 from .targets.subsets import make_processor
-from .zoo.checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, CheckpointSplit, load_checkpoints
+from .zoo.checkpoints import Checkpoints, CheckpointSplit, load_checkpoints
 from .zoo.merging import append_checkpoints, merge_checkpoints
-from .zoo.runs import MultiRunSettings, collect_runs
+from .zoo.parquet import CheckpointsError
+from .zoo.recorder import CheckpointRecorder
+from .zoo.runs import collect_runs
+from .zoo.settings import CollectionSettings, MultiRunSettings, TrajectorySettings
 from .zoo.trainer_callback import CheckpointCallback
-from .zoo.trajectory import CollectionSettings, collect
+from .zoo.trajectory import collect
 
 __version__ = "0.1.0"
 
@@ -78,6 +81,7 @@ __all__ = [
     "Recipe",
     "TensorData",
     "TensorSplit",
+    "TrajectorySettings",
     "UnknownTargetError",
     "UnsafeFileError",
     "append_checkpoints",

@@ -19,6 +19,10 @@ from tqdm.auto import tqdm
 
 from .settings import OptimizationSettings, RunSettings
 
+# Independent streams of the randomness of a seed and a step, by what is drawn; those of one training differ. Another
+# number would change what every seed draws.
+STREAMS = {"batches": 0, "noise": 1, "trajectory": 1, "order": 0, "augmentation": 1, "runs": 2, "references": 3}
+
 
 @dataclass(frozen=True)
 class TrainingState:
@@ -86,12 +90,18 @@ class TrainingState:
         return accelerator
 
 
-def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Returns a CPU generator that depends on `seed`, `step` and `stream` alone, whatever happened before.
+def step_generator(seed: int, step: int, stream: str = "batches", process: int = 0) -> torch.Generator:
+    """Returns a CPU generator that depends on its arguments alone, whatever happened before.
 
     A loop that draws its batches and noise from it resumes bit for bit.
+
+    Args:
+        seed: Seed of the training.
+        step: Number of the step.
+        stream: What is drawn, a key of `STREAMS`.
+        process: Index of the process, where each draws for itself; only in the last stream of a training.
     """
-    entropy = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0]
+    entropy = np.random.SeedSequence([seed, step, STREAMS[stream] + process]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy))
 
 

@@ -36,7 +36,6 @@ from transformers import (
 from pdiff_hf import (
     Checkpoints,
     CheckpointSplit,
-    CollectionSettings,
     ConvNetConfig,
     ConvNetForImageClassification,
     MLPConfig,
@@ -44,6 +43,7 @@ from pdiff_hf import (
     ParameterProcessor,
     PDiffPipeline,
     Recipe,
+    TrajectorySettings,
     fit,
     load_recipe,
     make_processor,
@@ -222,11 +222,11 @@ def tiny_checkpoints(mlp: PreTrainedModel, random_vectors: Callable) -> Checkpoi
             run=[f"run-{row % 2}" for row in rows],
             step=[first_step + row // 2 for row in rows],
             seed=[row % 2 for row in rows],
-            validation_accuracy=[0.5 + row / 100 for row in rows],
+            validation_score=[0.5 + row / 100 for row in rows],
             validation_loss=[1.0 - row / 100 for row in rows],
         )
         first_step += count
-    settings = CollectionSettings(dataset_name="digits", image_size=8, model_type="pdiff_mlp", subset=["head"])
+    settings = TrajectorySettings(dataset_name="digits", image_size=8, model_type="pdiff_mlp", subset=["head"])
     return Checkpoints(
         splits=splits,
         processor=processor,

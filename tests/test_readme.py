@@ -5,8 +5,8 @@ from pathlib import Path
 
 from conftest import run_snippets
 
-from pdiff_hf import CollectionSettings, collect, fit
-from pdiff_hf.zoo.trajectory import load_images_of, load_target
+from pdiff_hf import TrajectorySettings, collect, fit
+from pdiff_hf.zoo.settings import load_images_of, load_target
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch):
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(snippets) == 3
-    settings = CollectionSettings(
+    settings = TrajectorySettings(
         image_size=16,
         model_config='{"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}',
         target_train_steps=2,

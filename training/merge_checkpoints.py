@@ -21,7 +21,7 @@ class ScriptSettings:
     """What this script takes."""
 
     checkpoints: list[str] = field(metadata={"help": "The datasets, in any order: folders or Hub ids."})
-    output_dir: str = field(metadata={"help": "The merged dataset is written here, whole or not at all."})
+    output_dir: str = field(metadata={"help": "The merged dataset is written here, atomically."})
     skip_equal: bool = setting(False, "Take rows that occur twice, bit for bit, once instead of refusing them.")
 
 

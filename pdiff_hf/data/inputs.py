@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ Inputs = torch.Tensor | Mapping[str, torch.Tensor]
 
 
 class BatchError(ValueError):
-    """Inputs or labels are not tensors of one row per example, or a split is missing."""
+    """Inputs or labels are not tensors of one row per example, labels are no numbers, or a split is missing."""
 
 
 def count_inputs(inputs: Inputs) -> int:
@@ -68,8 +69,31 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
     return model(*args, **kwargs)
 
 
+def label_tensor(labels: Sequence[Any]) -> torch.Tensor:
+    """Returns labels as a tensor `(n,)`: whole numbers, which are classes, int64; floating-point values float32.
+
+    Raises:
+        BatchError: If there are others.
+    """
+    if labels and all(isinstance(label, float) and math.isfinite(label) for label in labels):
+        return torch.tensor(labels, dtype=torch.float32)
+    wrong = [label for label in labels if not isinstance(label, int) or label < 0]
+    if wrong:
+        raise BatchError(
+            f"Labels must be whole numbers from 0, or all floating-point numbers, but are like {wrong[0]!r}."
+        )
+    return torch.tensor(labels, dtype=torch.long)
+
+
+def name_labels(labels: torch.Tensor, feature: Any) -> list[str]:
+    """Returns the names of the classes, from the column's feature if it has them; `value` where labels are values."""
+    if labels.is_floating_point():
+        return ["value"]
+    return list(getattr(feature, "names", None) or [str(i) for i in range(int(labels.max()) + 1)])
+
+
 class LabeledSplit(Protocol):
-    """Examples and their labels `(n,)` int64."""
+    """Examples and their labels `(n,)`: classes int64, or values float32."""
 
     @property
     def labels(self) -> torch.Tensor: ...
@@ -104,7 +128,7 @@ class LabeledData(Protocol):
 
 @dataclass(frozen=True)
 class TensorSplit:
-    """Examples as the network takes them, for example tokenized texts of one length, and their labels `(n,)` int64.
+    """Examples as the network takes them, for example tokenized texts of one length, and their labels `(n,)`.
 
     Raises:
         BatchError: If there is not one label for each example.
@@ -151,10 +175,10 @@ class TensorData:
         Args:
             dataset: Its rows are all of one length in each of the columns.
             columns: What the network takes, by the names of its arguments.
-            label_column: Whole numbers from 0.
+            label_column: Whole numbers from 0, which are classes, or floating-point values.
 
         Raises:
-            BatchError: If a split or column is missing, or rows are of different lengths.
+            BatchError: If a split or column is missing, rows are of different lengths, or labels are no numbers.
         """
         splits = {}
         for name in ("train", "validation", "test"):
@@ -176,10 +200,8 @@ class TensorData:
                     f"The rows of {list(columns)} in the {name} split are not of one length ({error}); "
                     "pad them (padding='max_length')."
                 ) from error
-            splits[name] = TensorSplit(features, torch.tensor(list(rows[label_column]), dtype=torch.long))
-        feature = dataset["train"].features[label_column]
-        count = int(splits["train"].labels.max()) + 1
-        return cls(**splits, label_names=list(getattr(feature, "names", None) or [str(i) for i in range(count)]))
+            splits[name] = TensorSplit(features, label_tensor(list(rows[label_column])))
+        return cls(**splits, label_names=name_labels(splits["train"].labels, dataset["train"].features[label_column]))
 
 
 def fingerprint_tensors(tensors: Sequence[torch.Tensor]) -> str:

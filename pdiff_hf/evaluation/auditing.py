@@ -16,7 +16,7 @@ from ..pipelines.card import read_metrics
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, setting
 from ..zoo.checkpoints import load_checkpoints
-from ..zoo.trajectory import collection_of, load_images_of
+from ..zoo.settings import collection_of, load_images_of
 from .card import add_report
 
 

@@ -38,7 +38,6 @@ from ..targets.processing_parameters import NonFiniteParametersError
 from ..zoo.checkpoints import Checkpoints
 
 NUM_TRAIN_TIMESTEPS = 1000
-BATCH, NOISE = 0, 1  # streams of step-seeded randomness
 
 Autoencoder = ParameterAutoencoder | LinearParameterAutoencoder
 Denoiser = ParameterDenoiser | MLPParameterDenoiser
@@ -103,8 +102,8 @@ def fit_autoencoder(
     model, optimizer = accelerator.prepare(autoencoder.train(), optimizer)
     accelerator.register_for_checkpointing(lr_scheduler, stopwatch or Stopwatch())
     for step in training_steps(accelerator, settings.max_train_steps, state, "training the autoencoder"):
-        rows = _rows_of_step(len(parameters), settings, step_generator(settings.seed, step, BATCH))
-        noise = step_generator(settings.seed, step, NOISE + accelerator.process_index)
+        rows = _rows_of_step(len(parameters), settings, step_generator(settings.seed, step, "batches"))
+        noise = step_generator(settings.seed, step, "noise", accelerator.process_index)
         with accelerator.autocast():
             loss = model(_share(parameters[rows], accelerator), generator=noise)
         _update(accelerator, model, optimizer, lr_scheduler, loss, settings)
@@ -171,8 +170,8 @@ def fit_denoiser(
     accelerator.register_for_checkpointing(lr_scheduler, ema, stopwatch or Stopwatch())
     ema.to(accelerator.device)
     for step in training_steps(accelerator, settings.max_train_steps, state, "training the denoiser"):
-        generator = step_generator(settings.seed, step, NOISE)
-        clean = latents[_rows_of_step(len(latents), settings, step_generator(settings.seed, step, BATCH))]
+        generator = step_generator(settings.seed, step, "noise")
+        clean = latents[_rows_of_step(len(latents), settings, step_generator(settings.seed, step, "batches"))]
         smoothing = settings.latent_smoothing * torch.randn(clean.shape, generator=generator)
         clean = (clean + smoothing) / (1 + settings.latent_smoothing**2) ** 0.5  # still of unit variance
         clean = _share(clean, accelerator)

@@ -43,8 +43,11 @@ class Layout(Protocol):
 class Rows(Protocol):
     """What a card reads of a split of a checkpoints dataset."""
 
-    run: list[str]
-    validation_accuracy: list[float]
+    @property
+    def run(self) -> list[str]: ...
+
+    @property
+    def validation_score(self) -> list[float] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -53,6 +56,7 @@ def write_checkpoints_card(
     folder: str | os.PathLike,
     processor: Layout,
     target_class: str,
+    score_name: str,
     splits: Mapping[str, Rows],
     features: Sequence[dict[str, Any]],
     collection: Mapping[str, Any],
@@ -63,6 +67,7 @@ def write_checkpoints_card(
         folder: Where.
         processor: The layout of the vectors.
         target_class: Class of the target network.
+        score_name: What the task calls its score.
         splits: Each split's rows.
         features: The columns, as `datasets` writes them into a card.
         collection: How the zoo was made.
@@ -85,6 +90,7 @@ def write_checkpoints_card(
         "checkpoints_dataset.md",
         card_data=card_data,
         target_class=target_class,
+        score_name=score_name,
         subset_description=describe_layout(processor),
         parameter_dim=processor.parameter_dim,
         counts=dict.fromkeys(("train", "validation", "test"), 0) | {name: len(rows) for name, rows in splits.items()},
@@ -301,13 +307,11 @@ def _size_category(rows: int) -> str:
 
 
 def _split_row(name: str, rows: Rows) -> dict[str, object]:
-    accuracy = 100 * torch.tensor(rows.validation_accuracy)
-    measured = not accuracy.isnan().any()
+    score = 100 * torch.tensor(rows.validation_score or [float("nan")])
+    measured = not score.isnan().any()
     return {
         "split": name,
         "count": len(rows),
         "runs": len(set(rows.run)),
-        "accuracy": f"{accuracy.mean():.2f}, {accuracy.min():.2f}, {accuracy.max():.2f}"
-        if measured
-        else "not measured",
+        "score": f"{score.mean():.2f}, {score.min():.2f}, {score.max():.2f}" if measured else "not measured",
     }

@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from .task import task_of
+
 
 class MLPConfig(PreTrainedConfig):
     """Configuration of `MLPForImageClassification`.
@@ -69,11 +71,11 @@ class SmallClassifier(PreTrainedModel):
 
         Args:
             pixel_values: `(batch, channels, height, width)` float.
-            labels: `(batch,)` int64; the cross-entropy is returned as `loss`.
+            labels: `(batch,)`, classes int64 or values float; the loss of the task is returned as `loss`.
             return_dict: `False` for a plain tuple.
         """
         logits = self.compute_logits(pixel_values)
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None if labels is None else task_of(self.config).loss(logits, labels)
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)

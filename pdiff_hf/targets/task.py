@@ -112,7 +112,8 @@ class Regression:
         return 0.0
 
 
-classification, regression = Classification(), Regression()
+classification = Classification()
+regression = Regression()
 
 
 def task_of(config: PreTrainedConfig) -> Task:

@@ -1,17 +1,15 @@
-"""Checkpoint zoos: recorded from any training loop, stored as parquet, read back as one matrix."""
+"""Checkpoint zoos: splits of rows with their layout and target, stored as parquet, read back as one matrix."""
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..folders import replace_folder, write_json
@@ -19,15 +17,14 @@ from ..hub.cards import has_own_card, write_checkpoints_card
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, build, load_network, network_config, read_json
 from ..hub.sharing import share
-from ..targets.adapters import as_target
 from ..targets.building import build_network
 from ..targets.loading import target_class
 from ..targets.processing_parameters import ParameterProcessor
-from ..targets.subsets import make_processor
-from .parquet import CheckpointsError, checkpoint_features, read_shards, write_shards
+from ..targets.task import task_of
+from .parquet import CheckpointsError, checkpoint_features, join_columns, read_shards, write_shards
 
 SPLITS = ("train", "validation", "test")
-COLUMNS = ("run", "step", "seed", "validation_accuracy", "validation_loss")
+FORMAT_VERSION = 2  # of the files; 1, which states none, calls `validation_score` `validation_accuracy`
 DATASET_FILES = (
     "data/*.parquet",
     "processor_config.json",
@@ -38,38 +35,91 @@ DATASET_FILES = (
 )
 
 
-@dataclass
+@dataclass(init=False, eq=False)
 class CheckpointSplit:
-    """One split: vectors `(n, D)` float32 and, for each, its run, step, seed and validation figures.
+    """One split: vectors `(n, D)` float32, and columns of n values each.
 
-    A validation figure that was not measured is NaN.
+    Args:
+        parameters: The vectors.
+        run: Name of the independent training that each belongs to.
+        step: Its place in the run.
+        seed: Seed of the run.
+        further: Optional columns (`validation_score`, `validation_loss`, `condition`) and any others. One that is
+            None is left out; a number that was not measured is NaN, another value that is not known None.
+
+    Raises:
+        CheckpointsError: If a column has another length than `parameters`.
     """
 
     parameters: torch.Tensor
-    run: list[str]
-    step: list[int]
-    seed: list[int]
-    validation_accuracy: list[float]
-    validation_loss: list[float]
+    columns: dict[str, list]
 
-    def __len__(self) -> int:
-        return len(self.run)
+    def __init__(
+        self,
+        parameters: torch.Tensor,
+        *,
+        run: list[str],
+        step: list[int],
+        seed: list[int],
+        **further: list | None,
+    ) -> None:
+        given = {name: values for name, values in further.items() if values is not None}
+        self.parameters, self.columns = parameters, {"run": run, "step": step, "seed": seed, **given}
+        lengths = {name: len(values) for name, values in self.columns.items() if len(values) != len(parameters)}
+        if lengths:
+            raise CheckpointsError(f"There are {len(parameters)} vectors, but columns of other lengths: {lengths}.")
 
     @property
-    def columns(self) -> dict[str, list]:
-        """What is known of each checkpoint, by the names of the dataset's columns."""
-        return {name: getattr(self, name) for name in COLUMNS}
+    def run(self) -> list[str]:
+        """Name of the independent training that each checkpoint belongs to."""
+        return self.columns["run"]
+
+    @property
+    def step(self) -> list[int]:
+        """Each checkpoint's place in its run."""
+        return self.columns["step"]
+
+    @property
+    def seed(self) -> list[int]:
+        """Seed of each checkpoint's run."""
+        return self.columns["seed"]
+
+    @property
+    def validation_score(self) -> list[float] | None:
+        """Score of each checkpoint on the validation examples, such as its accuracy; None if not measured."""
+        return self.columns.get("validation_score")
+
+    @property
+    def validation_loss(self) -> list[float] | None:
+        """Mean loss of each checkpoint on the validation examples; None if not measured."""
+        return self.columns.get("validation_loss")
+
+    @property
+    def condition(self) -> list[list[float]] | None:
+        """The vector of numbers that each run was made for; None if the zoo has no conditions."""
+        return self.columns.get("condition")
+
+    def __len__(self) -> int:
+        return len(self.parameters)
 
     def take(self, chosen: Sequence[bool]) -> CheckpointSplit:
         """Returns the checkpoints for which `chosen`, one for each, is true."""
         return self.rows([i for i, keep in enumerate(chosen) if keep])
 
-    def rows(self, indices: Sequence[int]) -> CheckpointSplit:
-        """Returns the checkpoints at `indices`, in that order."""
-        return CheckpointSplit(
-            self.parameters[list(indices)],
-            **{name: [values[i] for i in indices] for name, values in self.columns.items()},
-        )
+    def rows(self, chosen: Sequence[int] | slice) -> CheckpointSplit:
+        """Returns the checkpoints at some indices, in that order, or a slice of them, which is not copied."""
+        if isinstance(chosen, slice):
+            return CheckpointSplit(
+                self.parameters[chosen], **{n: values[chosen] for n, values in self.columns.items()}
+            )
+        columns = {name: [values[i] for i in chosen] for name, values in self.columns.items()}
+        return CheckpointSplit(self.parameters[list(chosen)], **columns)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[CheckpointSplit]) -> CheckpointSplit:
+        """Returns the checkpoints of several splits; in a column that a part lacks, its rows have NaN or None."""
+        columns = join_columns((len(part), part.columns) for part in parts)
+        return cls(torch.cat([part.parameters for part in parts]), **columns)
 
 
 @dataclass
@@ -99,11 +149,11 @@ class Checkpoints:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the dataset: parquet shards that `datasets.load_dataset` reads, layout, target and provenance.
 
-        The folder appears whole or not at all. The saved target holds the zoo's average in the generated positions,
-        so that it works as it stands and leaks no single training network.
+        The folder is written atomically. The saved target holds the zoo's average in the generated positions, so that
+        it works as it stands and leaks no single training network.
 
         Raises:
-            CheckpointsError: If the zoo is empty.
+            CheckpointsError: If the zoo is empty, or a column holds values of several types.
             NonFiniteParametersError, LayoutError: If a vector is not finite or does not fit the layout.
             UnwritableFolderError: If the folder cannot be written.
         """
@@ -111,21 +161,29 @@ class Checkpoints:
             raise CheckpointsError("There are no checkpoints to save: the train split is empty.")
         for zoo in self.splits.values():
             self.processor.check(zoo.parameters)
+        filled = {split: zoo for split, zoo in self.splits.items() if len(zoo)}
+        columns = join_columns((len(zoo), zoo.columns) for zoo in filled.values())
+        features = checkpoint_features(self.processor.parameter_dim, columns)
         average = build_network(self.target_model, self.processor, self.zoo.parameters.mean(0))
         with replace_folder(folder) as temporary:
             (temporary / "data").mkdir()
-            for split, zoo in self.splits.items():
-                if len(zoo):
-                    write_shards(temporary / "data", split, zoo.parameters, zoo.columns)
+            for split, zoo in filled.items():
+                write_shards(temporary / "data", split, zoo.parameters, zoo.columns, features)
             self.processor.save_pretrained(temporary)
             average.save_pretrained(temporary / "target_model")
             if self.preprocessing:
                 write_json(temporary / "preprocessor_config.json", self.preprocessing)
-            write_json(temporary / "collection.json", self.collection)
+            write_json(temporary / "collection.json", {"format_version": FORMAT_VERSION, **self.collection})
             if not has_own_card(folder):
-                features = checkpoint_features(self.processor.parameter_dim)._to_yaml_list()
-                target_class = type(self.target_model).__name__
-                write_checkpoints_card(temporary, self.processor, target_class, self.splits, features, self.collection)
+                write_checkpoints_card(
+                    temporary,
+                    self.processor,
+                    type(self.target_model).__name__,
+                    task_of(self.target_model.config).score_name,
+                    self.splits,
+                    features._to_yaml_list(),
+                    self.collection,
+                )
 
     def push_to_hub(
         self,
@@ -160,7 +218,7 @@ def load_checkpoints(
         cache_dir: The cache's folder.
 
     Raises:
-        CheckpointsError: If files are missing or damaged, or the zoo is empty.
+        CheckpointsError: If files are missing, damaged or of a newer format, or the zoo is empty.
         HubError: If it cannot be fetched; the subclasses of `pdiff_hf.hub.client` say why.
         UnknownTargetError: If the target's class is not to be found.
     """
@@ -172,8 +230,9 @@ def load_checkpoints(
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
             f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "
-            "training/collect_checkpoints.py or CheckpointRecorder.save makes one."
+            "training/collect_runs.py, training/collect_trajectory.py or CheckpointRecorder makes one."
         )
+    collection = _read_collection(folder)
     processor = build(
         ParameterProcessor, read_json(folder / "processor_config.json"), f"the layout in {str(folder)!r}"
     )
@@ -191,8 +250,20 @@ def load_checkpoints(
         processor=processor,
         target_model=target_model.eval(),
         preprocessing=_read_mapping(folder / "preprocessor_config.json"),
-        collection=_read_mapping(folder / "collection.json"),
+        collection=collection,
     )
+
+
+def _read_collection(folder: Path) -> dict[str, Any]:
+    """Reads how the zoo was made, after a look whether this version of the package can read it."""
+    collection = _read_mapping(folder / "collection.json")
+    version = collection.pop("format_version", 1)
+    if version not in range(1, FORMAT_VERSION + 1):
+        raise CheckpointsError(
+            f"{str(folder)!r} is of format version {version!r}, but this version of pdiff_hf reads up to "
+            f"{FORMAT_VERSION}; upgrade pdiff_hf."
+        )
+    return collection
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -200,101 +271,3 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BrokenFileError(f"{str(path)!r} must hold a mapping, but holds a {type(content).__name__}.")
     return content
-
-
-class CheckpointRecorder:
-    """Records a model's parameter subset from any training loop, in two lines:
-
-    ```python
-    recorder = CheckpointRecorder(model, "last_norms")
-    for step, batch in enumerate(batches):
-        ...
-        recorder.record(step)
-    recorder.checkpoints().save("checkpoints")
-    ```
-
-    Args:
-        model: The network in training, or what PEFT made of it; it is read, never changed.
-        subset: A preset (`last_norms`, `head`, `adapter`, `full`) or fnmatch patterns on `state_dict()` names.
-    """
-
-    def __init__(self, model: nn.Module, subset: str | Sequence[str]) -> None:
-        self.model = as_target(model)
-        self.processor = make_processor(self.model, subset)
-        self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-
-    def record(self, step: int, split: str = "train", run: str = "run-0", seed: int = 0) -> None:
-        """Keeps a copy of the subset as it stands.
-
-        Args:
-            step: The checkpoint's place in its run.
-            split: `train`, `validation` or `test`.
-            run: Name of the independent training it belongs to.
-            seed: Seed of that training.
-
-        Raises:
-            NonFiniteParametersError: If the training has diverged.
-        """
-        if split not in SPLITS:
-            raise CheckpointsError(f"There is no split {split!r}; a checkpoint belongs to one of {list(SPLITS)}.")
-        vector = self.processor.flatten(self.model.state_dict()).cpu()
-        self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed})
-
-    def follow(self, model: nn.Module) -> None:
-        """Records another network of the same layout from now on, such as that of a further run.
-
-        Raises:
-            LayoutError: If it is of another layout.
-        """
-        self.processor.check_model(as_target(model))
-        self.model = as_target(model)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the rows, for `Accelerator.register_for_checkpointing`."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes the rows back."""
-        self.rows = state_dict["rows"]
-
-    def checkpoints(
-        self, preprocessing: dict[str, Any] | None = None, collection: dict[str, Any] | None = None
-    ) -> Checkpoints:
-        """Returns what was recorded; see `Checkpoints` for the arguments."""
-        splits = {split: self._zoo(rows) for split, rows in self.rows.items()}
-        return Checkpoints(splits, self.processor, self.model, preprocessing or {}, collection or {})
-
-    def _zoo(self, rows: list[dict[str, Any]]) -> CheckpointSplit:
-        vectors = [row["parameters"] for row in rows]
-        parameters = torch.stack(vectors) if rows else torch.zeros(0, self.processor.parameter_dim)
-        columns = {name: [row[name] for row in rows] for name in ("run", "step", "seed")}
-        unknown = [math.nan] * len(rows)
-        return CheckpointSplit(parameters, **columns, validation_accuracy=unknown, validation_loss=list(unknown))
-
-
-def interleaved_splits(
-    num_train: int, num_validation: int, num_test: int, num_blocks: int, gap: int
-) -> list[str | None]:
-    """Assigns the steps of a trajectory to splits in alternating blocks, so that no split is merely later.
-
-    Each of the `num_blocks` rounds is a block of train, validation and test steps, with `gap` unrecorded steps
-    (`None`) after each, so that no split holds near-copies of another's checkpoints.
-
-    Raises:
-        ValueError: If a count is not divisible by `num_blocks`, or there is nothing to learn from.
-    """
-    if num_train < 1 or num_blocks < 1:
-        raise ValueError(
-            f"A zoo needs at least one checkpoint to learn from and one block, but {num_train} in {num_blocks} blocks "
-            "were asked for."
-        )
-    counts = {"train": num_train, "validation": num_validation, "test": num_test}
-    uneven = {split: count for split, count in counts.items() if count % num_blocks}
-    if uneven:
-        raise ValueError(f"{uneven} cannot be divided into {num_blocks} equal blocks; choose multiples of it.")
-    one_round: list[str | None] = []
-    for split, count in counts.items():
-        if count:
-            one_round += [split] * (count // num_blocks) + [None] * gap
-    steps = one_round * num_blocks
-    return steps[: len(steps) - gap]

@@ -21,9 +21,12 @@ from ..hub.push import prepare_repository
 from ..hub.sharing import commit_address, share
 from ..targets.building import build_network
 from ..targets.processing_parameters import LayoutError, ParameterProcessor
-from .checkpoints import SPLITS, Checkpoints, CheckpointsError, CheckpointSplit, load_checkpoints
+from .checkpoints import SPLITS, Checkpoints, CheckpointSplit, load_checkpoints
+from .parquet import CheckpointsError
+from .settings import TrajectorySettings, shared_names
 
 OF_ONE_PART = ("costs", "hardware", "repo_id")  # what parts of one collection may say each for itself
+TRAJECTORY_NAMES = {known.name for known in dataclasses.fields(TrajectorySettings)} - set(shared_names())
 APPEND_ATTEMPTS = 20
 
 
@@ -41,6 +44,8 @@ def read_shard(shard: str) -> tuple[int, int]:
 
 def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False, partial: bool = False) -> Checkpoints:
     """Puts checkpoints of one layout, trunk and collection together, sorted by run and step.
+
+    Where only some of the parts have a column, the rows of the others have NaN (scores and losses) or None in it.
 
     Shards of one collection, in any order, give the dataset that is collected at once, bit for bit; only the costs
     differ, which are added up. The target holds the merged zoo's average in the generated positions.
@@ -132,6 +137,9 @@ def _without_shard(collection: dict[str, Any]) -> dict[str, Any]:
     common = {name: value for name, value in collection.items() if name not in OF_ONE_PART}
     if "runs" in common:
         common["runs"] = {**common["runs"], "run_shard": None}
+        # In format version 1 the settings of runs named those of a trajectory too.
+        settings = common.get("settings", {})
+        common["settings"] = {name: value for name, value in settings.items() if name not in TRAJECTORY_NAMES}
     return common
 
 
@@ -219,15 +227,7 @@ def _merge_rows(parts: Sequence[Checkpoints], skip_equal: bool) -> dict[str, Che
                         "them out, or pass skip_equal=True to take equal rows once."
                     )
             kept[split].append(zoo.take(new))
-    return {split: _sorted(_concatenate(zoos)) for split, zoos in kept.items()}
-
-
-def _concatenate(zoos: Sequence[CheckpointSplit]) -> CheckpointSplit:
-    columns = ("run", "step", "seed", "validation_accuracy", "validation_loss")
-    return CheckpointSplit(
-        torch.cat([zoo.parameters for zoo in zoos]),
-        **{name: [value for zoo in zoos for value in getattr(zoo, name)] for name in columns},
-    )
+    return {split: _sorted(CheckpointSplit.concatenate(zoos)) for split, zoos in kept.items()}
 
 
 def _sorted(zoo: CheckpointSplit) -> CheckpointSplit:

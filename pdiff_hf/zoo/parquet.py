@@ -1,11 +1,12 @@
-"""The parquet files of a checkpoints dataset, one row a checkpoint."""
+"""The parquet files of a checkpoints dataset, one row a checkpoint, and the columns that they have."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,27 +18,64 @@ from ..targets.processing_parameters import ParameterProcessor
 
 SHARD_BYTES = 500 * 2**20
 ROW_GROUP_BYTES = 64 * 2**20
+# The columns beside `parameters`. A dataset may have any further ones, which are kept and otherwise ignored.
+REQUIRED_COLUMNS = {"run": datasets.Value("string"), "step": datasets.Value("int32"), "seed": datasets.Value("int64")}
+OPTIONAL_COLUMNS = {
+    "validation_score": datasets.Value("float32"),
+    "validation_loss": datasets.Value("float32"),
+    "condition": datasets.List(datasets.Value("float32")),
+}
+COLUMNS = REQUIRED_COLUMNS | OPTIONAL_COLUMNS
+FORMER_NAMES = {"validation_accuracy": "validation_score"}  # of columns in datasets of format version 1
 
 
 class CheckpointsError(ValueError):
-    """A checkpoints dataset is missing, incomplete or empty."""
+    """A checkpoints dataset is missing, incomplete or empty, or its columns do not fit together."""
 
 
-def checkpoint_features(parameter_dim: int) -> datasets.Features:
-    """Returns the columns of a checkpoints dataset; one row is one checkpoint."""
-    return datasets.Features(
-        {
-            "parameters": datasets.List(datasets.Value("float32"), length=parameter_dim),
-            "run": datasets.Value("string"),
-            "step": datasets.Value("int32"),
-            "seed": datasets.Value("int64"),
-            "validation_accuracy": datasets.Value("float32"),
-            "validation_loss": datasets.Value("float32"),
-        }
-    )
+def missing_value(column: str) -> float | None:
+    """Returns what a row has in a column that was not recorded for it: NaN among numbers, None otherwise."""
+    return math.nan if COLUMNS.get(column) == datasets.Value("float32") else None
 
 
-def write_shards(folder: Path, split: str, parameters: torch.Tensor, columns: Mapping[str, list]) -> None:
+def join_columns(parts: Iterable[tuple[int, Mapping[str, list]]]) -> dict[str, list]:
+    """Puts columns one below the other; a part (its number of rows, its columns) may lack some of them.
+
+    The known columns come first, in the order of the tables above. A column that no row has is left out.
+    """
+    filled = [(count, columns) for count, columns in parts if count]
+    found = dict.fromkeys(name for _, columns in filled for name in columns)
+    names = [*REQUIRED_COLUMNS, *(name for name in OPTIONAL_COLUMNS if name in found)]
+    names += [name for name in found if name not in COLUMNS]
+    return {
+        name: [value for count, columns in filled for value in columns.get(name, [missing_value(name)] * count)]
+        for name in names
+    }
+
+
+def checkpoint_features(parameter_dim: int, columns: Mapping[str, list]) -> datasets.Features:
+    """Returns the columns of a checkpoints dataset with their types, of unknown ones by their values.
+
+    Raises:
+        CheckpointsError: If an unknown column holds values of several types.
+    """
+    unknown = {name: _to_arrow(name, values).type for name, values in columns.items() if name not in COLUMNS}
+    features = {"parameters": datasets.List(datasets.Value("float32"), length=parameter_dim)}
+    features |= {name: COLUMNS[name] for name in columns if name in COLUMNS}
+    return datasets.Features(features | datasets.Features.from_arrow_schema(pa.schema(unknown)))
+
+
+def _to_arrow(name: str, values: Sequence[Any], type: pa.DataType | None = None) -> pa.Array:
+    try:
+        return pa.array(values, type)
+    except (pa.ArrowException, OverflowError) as error:
+        wanted = "one type" if type is None else f"type {type}"
+        raise CheckpointsError(f"The values of column {name!r} must be of {wanted}, but are not: {error}.") from error
+
+
+def write_shards(
+    folder: Path, split: str, parameters: torch.Tensor, columns: Mapping[str, list], features: datasets.Features
+) -> None:
     """Writes the rows of one split as parquet files of at most `SHARD_BYTES`.
 
     Args:
@@ -45,18 +83,24 @@ def write_shards(folder: Path, split: str, parameters: torch.Tensor, columns: Ma
         split: Its name.
         parameters: `(n, D)` float32.
         columns: The other columns, n values each.
+        features: The columns of the whole dataset; what `columns` lacks of them is written as missing.
+
+    Raises:
+        CheckpointsError: If a value is not of its column's type.
     """
     count, width = parameters.shape
     shards = max(1, math.ceil(parameters.nbytes / SHARD_BYTES))
-    schema = checkpoint_features(width).arrow_schema
+    schema = features.arrow_schema
     for i, rows in enumerate(np.array_split(np.arange(count), shards)):
-        values = parameters[rows[0] : rows[-1] + 1].to(torch.float32).contiguous().numpy()
-        table = {"parameters": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)}
-        for name in schema.names[1:]:
-            table[name] = pa.array(columns[name][rows[0] : rows[-1] + 1])
+        chosen = slice(rows[0], rows[-1] + 1)
+        values = parameters[chosen].to(torch.float32).contiguous().numpy()
+        arrays = [pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)]
+        for column in list(schema)[1:]:
+            own = columns.get(column.name, [missing_value(column.name)] * count)
+            arrays.append(_to_arrow(column.name, own[chosen], column.type))
         # Without dictionary encoding and with the bytes of the floats split into streams, zstd finds something.
         pq.write_table(
-            pa.table(table).cast(schema),
+            pa.table(arrays, names=schema.names).cast(schema),
             folder / f"{split}-{i:05d}-of-{shards:05d}.parquet",
             compression="zstd",
             use_dictionary=["run"],
@@ -81,27 +125,35 @@ def read_shards(folder: Path, split: str, processor: ParameterProcessor) -> tupl
         raise CheckpointsError(f"{str(folder)!r} has {len(shards)} of the {expected} shards of its {split} split.")
     if processor.parameter_dim >= 2**31:
         raise CheckpointsError(f"No row holds the {processor.parameter_dim} numbers of the layout in {str(folder)!r}.")
-    schema = checkpoint_features(processor.parameter_dim).arrow_schema
-    tables = [_read_shard(shard, schema, 4 * processor.parameter_dim) for shard in shards]
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    required = checkpoint_features(processor.parameter_dim, {name: [] for name in REQUIRED_COLUMNS}).arrow_schema
+    tables = [_read_shard(shard, required, 4 * processor.parameter_dim) for shard in shards]
+    try:
+        table = pa.concat_tables(tables or [required.empty_table()], promote_options="default")
+    except pa.ArrowException as error:
+        raise CheckpointsError(f"The shards of the {split} split of {str(folder)!r} do not fit: {error}.") from error
     values = table["parameters"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if values.size != len(table) * processor.parameter_dim or any(table[name].null_count for name in schema.names):
+    if values.size != len(table) * processor.parameter_dim or any(table[name].null_count for name in required.names):
         raise CheckpointsError(f"The {split} split of {str(folder)!r} has rows with empty fields; it is damaged.")
     parameters = torch.from_numpy(values.reshape(-1, processor.parameter_dim).copy())
     processor.check(parameters)
-    return parameters, {name: table[name].to_pylist() for name in schema.names[1:]}
+    columns = {}
+    for name in [name for name in table.column_names if name != "parameters"]:
+        missing = missing_value(name)
+        try:
+            columns[name] = [missing if value is None else value for value in table[name].to_pylist()]
+        except (ValueError, OverflowError) as error:  # such as a date after the year 9999
+            raise CheckpointsError(f"Column {name!r} of {str(folder)!r} cannot be read: {error}.") from error
+    return parameters, columns
 
 
-def _read_shard(shard: Path, schema: pa.Schema, row_bytes: int) -> pa.Table:
+def _read_shard(shard: Path, required: pa.Schema, row_bytes: int) -> pa.Table:
     try:
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             found, metadata = file.schema_arrow, file.metadata
-            if not found.equals(schema):
-                raise CheckpointsError(
-                    f"{shard.name} has the columns {found.names} with vectors of type "
-                    f"{found.field('parameters').type if 'parameters' in found.names else 'none'}, but the layout "
-                    f"asks for {schema.names} with {schema.field('parameters').type}."
-                )
+            names = [FORMER_NAMES.get(name, name) for name in found.names]
+            if len(set(names)) < len(names):
+                raise CheckpointsError(f"{shard.name} has two columns of one name among {names}; rename one.")
+            _check_types(shard, dict(zip(names, found.types, strict=True)), required)
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             held = sum(g.column(c).total_uncompressed_size for g in groups for c in range(metadata.num_columns))
             if metadata.num_rows * row_bytes > held:
@@ -111,6 +163,17 @@ def _read_shard(shard: Path, schema: pa.Schema, row_bytes: int) -> pa.Table:
                 )
             table = file.read()
             table.validate(full=True)
-            return table
+            return table.replace_schema_metadata().rename_columns(names)
     except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
-        raise CheckpointsError(f"{str(shard)!r} is no whole parquet file: {error}") from error
+        raise CheckpointsError(f"{str(shard)!r} is not a valid parquet file: {error}") from error
+
+
+def _check_types(shard: Path, found: Mapping[str, pa.DataType], required: pa.Schema) -> None:
+    optional = datasets.Features(OPTIONAL_COLUMNS).arrow_schema
+    for column in [*required, *(column for column in optional if column.name in found)]:
+        if found.get(column.name) != column.type:
+            raise CheckpointsError(
+                f"{shard.name} has the columns {list(found)}, with {column.name!r} of type "
+                f"{found.get(column.name, 'none')}, but {column.type} is needed for the layout and format; it is of "
+                "another layout, or damaged."
+            )

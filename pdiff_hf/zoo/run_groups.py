@@ -10,21 +10,22 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from ..loops import TrainingState, make_optimizer, seeded, step_generator
 from ..settings import OptimizationSettings
 from ..targets.processing_parameters import ParameterProcessor
-
-ORDER, AUGMENTATION = 0, 1  # streams of a run's own randomness
+from ..targets.task import task_of
 
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
-def run_seed(seed: int, run: int, stream: int) -> int:
-    """Returns the seed of one run, in [0, 2**63); runs of zoos with different seeds have nothing in common."""
+def run_seed(seed: int, run: int, stream: str = "runs") -> int:
+    """Returns the seed of one run, in [0, 2**63); runs of zoos with different seeds have nothing in common.
+
+    The stream `references` has the seeds of the runs that others are aligned to.
+    """
     return int(torch.randint(2**63 - 1, (), generator=step_generator(seed, run, stream)))
 
 
@@ -46,7 +47,7 @@ def batch_rows(seeds: Sequence[int], num_images: int, batch_size: int) -> Iterat
     pending, epoch = torch.empty(len(seeds), 0, dtype=torch.long), 0
     while True:
         while pending.shape[1] < batch_size:
-            orders = [torch.randperm(num_images, generator=step_generator(seed, epoch, ORDER)) for seed in seeds]
+            orders = [torch.randperm(num_images, generator=step_generator(seed, epoch, "order")) for seed in seeds]
             pending, epoch = torch.cat([pending, torch.stack(orders)], dim=1), epoch + 1
         yield pending[:, :batch_size]
         pending = pending[:, batch_size:]
@@ -66,7 +67,7 @@ def train_group(
     """Trains n networks of one architecture side by side and returns their checkpoints, `(n, k, D)` float32.
 
     The generated tensors are stacked, and AdamW, which treats every number alone, steps all runs in one go; gradients
-    are not clipped. The trunk stands still. The model is in evaluation mode: no dropout, and a BatchNorm takes its
+    are not clipped. The trunk is frozen. The model is in evaluation mode: no dropout, and a BatchNorm takes its
     statistics from the trunk.
 
     The same runs give the same bits; among others, or with another number of threads, a run's batches are the same
@@ -78,7 +79,7 @@ def train_group(
         start: Where the runs start, `(n, D)`.
         seeds: The seed of each run, which decides its batches.
         pixel_values: The train images, preprocessed: `(images, channels, height, width)`.
-        labels: Their labels `(images,)`, on the same device.
+        labels: Their labels `(images,)`, classes or values, on the same device.
         optimization: How each run is trained.
         recorded: The k steps, ascending and from 0, after which a checkpoint is kept.
         augmentation: What is done to a run's batch with a generator of its own, if anything.
@@ -89,7 +90,7 @@ def train_group(
         for name, tensor in processor.unflatten(start).items()
     }
     optimizer, lr_scheduler = make_optimizer(stacked.values(), optimization, fused=True)
-    logits_of = _stacked_forward(model, processor)
+    logits_of, task = _stacked_forward(model, processor), task_of(model.config)
     batches = batch_rows(seeds, len(labels), batch_size)
     flat_images = pixel_values.flatten(1)
     flat_batch = flat_images.new_empty(len(seeds) * batch_size, flat_images.shape[1])  # the largest tensor, made once
@@ -99,13 +100,11 @@ def train_group(
         torch.index_select(flat_images, 0, rows, out=flat_batch)
         batch = flat_batch.view(len(seeds), batch_size, *pixel_values.shape[1:])
         if augmentation is not None:
-            generators = [step_generator(seed, step, AUGMENTATION) for seed in seeds]
+            generators = [step_generator(seed, step, "augmentation") for seed in seeds]
             batch = torch.stack([augmentation(own, g) for own, g in zip(batch, generators, strict=True)])
         logits = logits_of(stacked, batch)  # (n, batch_size, classes)
-        # The sum over runs of each run's mean loss: every run gets the gradient of its own. With the classes in front,
-        # as if of one picture, a softmax over so few of them is four times faster.
-        one_picture = logits.float().flatten(0, 1).T[None]  # (1, classes, n * batch_size)
-        loss = nn.functional.cross_entropy(one_picture, labels[rows][None], reduction="sum") / batch_size
+        # The sum over runs of each run's mean loss: every run gets the gradient of its own.
+        loss = task.loss(logits.float(), labels[rows].view(len(seeds), -1), reduction="sum") / batch_size
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -140,14 +139,14 @@ class RunGroup:
     Args:
         runs: Their n numbers.
         parameters: The k checkpoints of each, `(n, k, D)` float32.
-        validation_accuracy: `(n, k)` float32.
+        validation_score: `(n, k)` float32.
         validation_loss: `(n, k)` float32.
         seconds: What they took.
     """
 
     runs: list[int]
     parameters: torch.Tensor
-    validation_accuracy: torch.Tensor
+    validation_score: torch.Tensor
     validation_loss: torch.Tensor
     seconds: dict[str, float]
 
@@ -157,10 +156,10 @@ class SavedGroups:
 
     Args:
         state: Its folder holds the groups.
-        identity: Says of what collection they are.
+        identity: Which collection they belong to.
 
     Raises:
-        FileExistsError: If there are groups and nothing was said of resuming, or they are of another collection.
+        FileExistsError: If there are groups but resuming was not asked for, or they are of another collection.
     """
 
     def __init__(self, state: TrainingState, identity: str) -> None:
@@ -190,7 +189,7 @@ class SavedGroups:
         path = self._path(group.runs)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"unfinished-{path.name}")
-        tensors = {name: getattr(group, name) for name in ("parameters", "validation_accuracy", "validation_loss")}
+        tensors = {name: getattr(group, name) for name in ("parameters", "validation_score", "validation_loss")}
         save_file(tensors, unfinished, {"identity": self.identity, "seconds": json.dumps(group.seconds)})
         unfinished.rename(path)
 

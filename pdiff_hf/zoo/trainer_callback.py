@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .checkpoints import CheckpointRecorder, Checkpoints, CheckpointsError, interleaved_splits
+from .checkpoints import Checkpoints
+from .parquet import CheckpointsError
+from .recorder import CheckpointRecorder, interleaved_splits
 
 
 class CheckpointCallback(TrainerCallback):
@@ -30,7 +32,7 @@ class CheckpointCallback(TrainerCallback):
         num_validation_checkpoints: Checkpoints that choose settings.
         num_test_checkpoints: Held-out checkpoints, read by the evaluation alone.
         burn_in_steps: Optimizer steps before anything is recorded.
-        every: Record after each so many optimizer steps.
+        every: Record every N optimizer steps.
         num_blocks: Blocks into which each split is cut; the blocks alternate.
         gap: Checkpoints left out between two blocks.
         freeze_trunk: After the burn-in train the subset alone, so that all checkpoints have the trunk in common. With

@@ -179,7 +179,7 @@ def test_text_classifier_is_evaluated_through_the_same_code(bert, random_vectors
     def rows(chosen: torch.Tensor, first: int) -> CheckpointSplit:
         n = len(chosen)
         runs = [f"run-{i % 2}" for i in range(n)]
-        return CheckpointSplit(chosen, runs, list(range(first, first + n)), [0] * n, [0.5] * n, [1.0] * n)
+        return CheckpointSplit(chosen, run=runs, step=list(range(first, first + n)), seed=[0] * n)
 
     splits = {"train": rows(vectors[:20], 0), "validation": rows(vectors[:0], 0), "test": rows(vectors[20:], 20)}
     checkpoints = Checkpoints(splits, processor, bert)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from pdiff_hf import (
-    CollectionSettings,
     MLPConfig,
     MLPForImageClassification,
     ParameterProcessor,
+    TrajectorySettings,
     collect,
     make_processor,
 )
@@ -19,7 +19,7 @@ from pdiff_hf.data.images import ImageData, load_images
 from pdiff_hf.evaluation.baselines import gaussian_full
 from pdiff_hf.evaluation.criteria import align_to_zoo
 from pdiff_hf.targets.symmetries import Symmetries
-from pdiff_hf.zoo.trajectory import load_images_of, load_target
+from pdiff_hf.zoo.settings import load_images_of, load_target
 
 HIDDEN, SAMPLES = 16, 100
 
@@ -94,7 +94,7 @@ def multi_run_case(seed: int, runs: int = 300, steps: int = 300) -> Case:
 
 def trajectory_case(seed: int) -> Case:
     """One trajectory of the last two norms of a small ResNet, in ten alternating blocks."""
-    settings = CollectionSettings(
+    settings = TrajectorySettings(
         image_size=16,
         model_config='{"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}',
         learning_rate=0.1,

@@ -473,7 +473,7 @@ def test_without_heldout_checkpoints_there_is_no_functional_dispersion(
     tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits: ImageData, fitted: dict, tmp_path: Path
 ):
     empty = torch.zeros(0, tiny_pipeline.processor.parameter_dim)
-    tiny_checkpoints.splits["test"] = CheckpointSplit(empty, [], [], [], [], [])
+    tiny_checkpoints.splits["test"] = CheckpointSplit(empty, run=[], step=[], seed=[])
 
     evaluation = measure(tiny_pipeline, tiny_checkpoints, digits, num_models=3)
     metrics = write_report(tmp_path / "report", evaluation, fitted, tiny_pipeline.processor)
@@ -782,6 +782,6 @@ def test_the_card_of_checkpoints_names_their_splits_and_columns(tiny_checkpoints
         split: f"data/{split}-*.parquet" for split in ("train", "validation", "test")
     }
     columns = [feature["name"] for feature in metadata["dataset_info"]["features"]]
-    assert columns == ["parameters", "run", "step", "seed", "validation_accuracy", "validation_loss"]
+    assert columns == ["parameters", "run", "step", "seed", "validation_score", "validation_loss"]
     assert "| train | 24 | 2 |" in body
     assert not re.search(r"\bNone\b|\bnan\b|{{|{%", body)

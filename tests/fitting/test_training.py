@@ -19,10 +19,10 @@ from scripts import environment, files_of, run, run_alone, start
 from transformers import PreTrainedModel
 
 from pdiff_hf import (
-    CollectionSettings,
     HubNotFoundError,
     PDiffPipeline,
     Recipe,
+    TrajectorySettings,
     collect,
     fit,
     load_checkpoints,
@@ -50,7 +50,7 @@ FEW_STEPS = ["--max_train_steps", "3", "--train_batch_size", "4"]
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoints dataset of a tiny collection; tests read it only."""
     folder = tmp_path_factory.mktemp("collected") / "checkpoints"
-    run("collect_checkpoints", *COLLECT, "--output_dir", folder)
+    run("collect_trajectory", *COLLECT, "--output_dir", folder)
     return folder
 
 
@@ -172,7 +172,7 @@ def test_the_zoo_is_what_was_asked_for(checkpoints: Path):
     assert min(steps["test"]) < max(steps["train"])  # no split is merely later
     average = zoo.processor.flatten(zoo.target_model.state_dict())
     torch.testing.assert_close(average, zoo.zoo.parameters.mean(0))
-    assert all(0.2 < value <= 1 for value in zoo.zoo.validation_accuracy)  # ten classes
+    assert all(0.2 < value <= 1 for value in zoo.zoo.validation_score)  # ten classes
     assert len(zoo.zoo.parameters.unique(dim=0)) == 16
 
 
@@ -180,7 +180,7 @@ def test_a_trained_classifier_is_taken_as_it_is(checkpoints: Path, tmp_path: Pat
     trained = checkpoints / "target_model"
     arguments = [*COLLECT, "--model_name_or_path", trained, "--target_train_steps", "0"]
 
-    run("collect_checkpoints", *arguments, "--output_dir", tmp_path / "out")
+    run("collect_trajectory", *arguments, "--output_dir", tmp_path / "out")
 
     before, after = load_file(trained / "model.safetensors"), load_checkpoints(tmp_path / "out").target_model
     for name, tensor in after.state_dict().items():
@@ -189,7 +189,7 @@ def test_a_trained_classifier_is_taken_as_it_is(checkpoints: Path, tmp_path: Pat
 
 def test_the_trajectory_moves_the_subset_alone(convnet: PreTrainedModel):
     # Running statistics of a BatchNorm belong to the trunk, too.
-    settings = CollectionSettings(
+    settings = TrajectorySettings(
         image_size=8,
         target_train_steps=0,
         burn_in_steps=0,
@@ -215,8 +215,8 @@ def test_the_trajectory_moves_the_subset_alone(convnet: PreTrainedModel):
 
 def test_a_seed_decides_the_zoo_whatever_the_global_generator_holds(checkpoints: Path, tmp_path: Path):
     torch.manual_seed(12345)
-    run("collect_checkpoints", *COLLECT, "--output_dir", tmp_path / "again")
-    run("collect_checkpoints", *COLLECT, "--output_dir", tmp_path / "other", "--seed", "1")
+    run("collect_trajectory", *COLLECT, "--output_dir", tmp_path / "again")
+    run("collect_trajectory", *COLLECT, "--output_dir", tmp_path / "other", "--seed", "1")
 
     first = load_checkpoints(checkpoints)
     again, other = load_checkpoints(tmp_path / "again"), load_checkpoints(tmp_path / "other")
@@ -332,7 +332,7 @@ def test_a_folder_that_holds_no_autoencoder_is_refused(checkpoints: Path, tmp_pa
 
 def test_a_subset_that_matches_nothing_is_refused_before_anything_is_trained(tmp_path: Path):
     with pytest.raises(LayoutError, match=r"'encoder\.\*' matches none of the 4 parameters") as raised:
-        run("collect_checkpoints", *COLLECT, "--subset", "encoder.*", "--output_dir", tmp_path / "out")
+        run("collect_trajectory", *COLLECT, "--subset", "encoder.*", "--output_dir", tmp_path / "out")
 
     assert_sentence(raised.value)
     assert list(tmp_path.iterdir()) == []
@@ -340,14 +340,14 @@ def test_a_subset_that_matches_nothing_is_refused_before_anything_is_trained(tmp
 
 def test_counts_that_fill_no_whole_blocks_are_refused_before_anything_is_trained(tmp_path: Path):
     with pytest.raises(ValueError, match=r"'train': 15.*cannot be divided into 2 equal blocks") as raised:
-        run("collect_checkpoints", *COLLECT, "--num_checkpoints", "15", "--output_dir", tmp_path / "out")
+        run("collect_trajectory", *COLLECT, "--num_checkpoints", "15", "--output_dir", tmp_path / "out")
 
     assert_sentence(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["file/below/out", "file"])
-@pytest.mark.parametrize("script", ["collect_checkpoints", "train_autoencoder", "train_denoiser", "evaluate_pipeline"])
+@pytest.mark.parametrize("script", ["collect_trajectory", "train_autoencoder", "train_denoiser", "evaluate_pipeline"])
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_done(
     checkpoints: Path, autoencoder: Path, pipeline: Path, tmp_path: Path, script: str, place: str
 ):
@@ -355,7 +355,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_done(
     stages = ["--checkpoints", checkpoints, "--autoencoder", autoencoder, *FEW_STEPS]
     conv = ["--autoencoder_type", "conv", "--latent_dim", "2"]
     arguments: dict[str, list] = {
-        "collect_checkpoints": COLLECT,
+        "collect_trajectory": COLLECT,
         "train_autoencoder": ["--checkpoints", checkpoints, *FEW_STEPS, *conv],
         "train_denoiser": stages,
         "evaluate_pipeline": ["--checkpoints", checkpoints, "--pipeline", pipeline, "--num_models", "2"],
@@ -443,7 +443,7 @@ def test_a_killed_training_resumes_bit_for_bit(
 def long_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a longer collection gives that nobody interrupts."""
     folder = tmp_path_factory.mktemp("whole") / "checkpoints"
-    run_alone("collect_checkpoints", *LONG_COLLECT, "--output_dir", folder)
+    run_alone("collect_trajectory", *LONG_COLLECT, "--output_dir", folder)
     return folder
 
 
@@ -452,18 +452,18 @@ def test_a_killed_collection_resumes_bit_for_bit(long_checkpoints: Path, tmp_pat
     killed, state = tmp_path / "killed", tmp_path / "killed-state"
     arguments = [*LONG_COLLECT, *OFTEN, "--output_dir", killed]
 
-    kill_after_a_checkpoint("collect_checkpoints", *arguments, stage=state / stage)
+    kill_after_a_checkpoint("collect_trajectory", *arguments, stage=state / stage)
     assert not killed.exists()
     named = tmp_path / "named"
     shutil.copytree(state, tmp_path / "named-state")
-    run_alone("collect_checkpoints", *arguments, *RESUME)
+    run_alone("collect_trajectory", *arguments, *RESUME)
 
     assert weights_of(killed) == weights_of(long_checkpoints)
     assert files_of(state) == set()
 
     # A state that is named by its path belongs to one stage; the stages before it are done.
     latest = max((tmp_path / "named-state" / stage).glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    run_alone("collect_checkpoints", *LONG_COLLECT, *OFTEN, "--output_dir", named, "--resume_from_checkpoint", latest)
+    run_alone("collect_trajectory", *LONG_COLLECT, *OFTEN, "--output_dir", named, "--resume_from_checkpoint", latest)
     assert weights_of(named) == weights_of(long_checkpoints)
 
 
@@ -527,7 +527,7 @@ def test_two_processes_train_the_denoiser_of_one(
 
 def test_two_processes_collect_what_one_collects(checkpoints: Path, tmp_path: Path, two_processes: tuple[str, ...]):
     run_alone(
-        "collect_checkpoints",
+        "collect_trajectory",
         *(*COLLECT, "--output_dir", tmp_path / "two", "--checkpointing_steps", "10"),
         launcher=two_processes,
     )

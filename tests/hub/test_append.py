@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from pdiff_hf import Checkpoints, CheckpointsError, append_checkpoints, load_checkpoints
+from pdiff_hf import Checkpoints, CheckpointsError, CheckpointSplit, append_checkpoints, load_checkpoints
 
 from .processes import start_python
 from .server import Hub
@@ -25,7 +25,7 @@ append_checkpoints(load_checkpoints({folder!r}), {repo_id!r})
 def part(checkpoints: Checkpoints, index: int) -> Checkpoints:
     """The same rows under the names of other runs, as another machine's would be."""
     splits = {
-        split: dataclasses.replace(zoo, run=[f"machine-{index}-{run}" for run in zoo.run])
+        split: CheckpointSplit(zoo.parameters, **zoo.columns | {"run": [f"machine-{index}-{run}" for run in zoo.run]})
         for split, zoo in checkpoints.splits.items()
     }
     return dataclasses.replace(checkpoints, splits=splits)
@@ -70,7 +70,7 @@ def test_rows_that_are_there_are_not_added_twice(tiny_checkpoints: Checkpoints, 
 @pytest.mark.usefixtures("hub")
 def test_another_vector_under_the_same_name_is_refused(tiny_checkpoints: Checkpoints, repo_id: str):
     append_checkpoints(tiny_checkpoints, repo_id, token=TOKEN)
-    train = dataclasses.replace(tiny_checkpoints.zoo, parameters=tiny_checkpoints.zoo.parameters + 1)
+    train = CheckpointSplit(tiny_checkpoints.zoo.parameters + 1, **tiny_checkpoints.zoo.columns)
     other = dataclasses.replace(tiny_checkpoints, splits={**tiny_checkpoints.splits, "train": train})
 
     with pytest.raises(CheckpointsError, match="Two different checkpoints"):

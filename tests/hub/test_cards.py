@@ -24,9 +24,9 @@ from hub.server import Hub
 from pdiff_hf import (
     Checkpoints,
     CheckpointSplit,
-    CollectionSettings,
     PDiffPipeline,
     Recipe,
+    TrajectorySettings,
     collect,
     fit,
     load_recipe,
@@ -46,7 +46,7 @@ from pdiff_hf.hub.cards import (
     write_remote_code_card,
 )
 from pdiff_hf.pipelines.card import MEANINGS, write_pipeline_card
-from pdiff_hf.zoo.trajectory import load_images_of, load_target
+from pdiff_hf.zoo.settings import load_images_of, load_target
 
 TOKEN = "hf_alice"
 LICENCE = "apache-2.0"
@@ -71,7 +71,7 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("made")
-    settings = CollectionSettings(
+    settings = TrajectorySettings(
         dataset_name="digits",
         image_size=8,
         model_type="pdiff_mlp",
@@ -145,9 +145,8 @@ def plain_pipeline_card(made: Made, folder: Path) -> str:
 def checkpoints_card(collection: bool, measured: bool) -> Callable[[Made, Path], str]:
     def write(made: Made, folder: Path) -> str:
         zoo = made.checkpoints.zoo
-        unknown = [float("nan")] * len(zoo)
-        accuracy = zoo.validation_accuracy if measured else unknown
-        rows = CheckpointSplit(zoo.parameters, zoo.run, zoo.step, zoo.seed, accuracy, unknown)
+        score = zoo.validation_score if measured else None
+        rows = CheckpointSplit(zoo.parameters, run=zoo.run, step=zoo.step, seed=zoo.seed, validation_score=score)
         processor, target = made.checkpoints.processor, made.checkpoints.target_model
         about = made.checkpoints.collection if collection else {}
         Checkpoints({"train": rows}, processor, target, {}, about).save(folder / "zoo")
@@ -322,7 +321,7 @@ def test_a_card_of_checkpoints_counts_them(made: Made, tmp_path: Path):
     text = text_of(tmp_path)
     assert metadata_of(text)["size_categories"] == "n<1K"
     for split, zoo in made.checkpoints.splits.items():
-        accuracy = 100 * torch.tensor(zoo.validation_accuracy)
+        accuracy = 100 * torch.tensor(zoo.validation_score)
         figures = f"{accuracy.mean():.2f}, {accuracy.min():.2f}, {accuracy.max():.2f}"
         assert f"| {split} | {len(zoo)} | {len(set(zoo.run))} | {figures} |" in text
     rows = sum(len(zoo) for zoo in made.checkpoints.splits.values())

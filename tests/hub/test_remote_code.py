@@ -122,8 +122,7 @@ def test_the_same_networks_are_drawn_where_the_package_is_not_installed(
         target = request.getfixturevalue({"mlp": "mlp", "resnet": "tiny_resnet"}[family])
         processor = make_processor(target, {"mlp": "head", "resnet": "last_norms"}[family])
         parameters = random_vectors(target, processor, 12)
-        unknown = [float("nan")] * 12
-        zoo = CheckpointSplit(parameters, ["run-0"] * 12, list(range(12)), [0] * 12, unknown, unknown)
+        zoo = CheckpointSplit(parameters, run=["run-0"] * 12, step=list(range(12)), seed=[0] * 12)
         channels = target.config.num_channels
         preprocessing = Preprocessing(image_size=16, mean=(0.5,) * channels, std=(0.25,) * channels).to_dict()
         recipe = Recipe(

@@ -68,8 +68,7 @@ def resnet_pipeline(tiny_resnet: PreTrainedModel, random_vectors: Callable, tiny
     tiny_resnet.config.label2id = {name: i for i, name in enumerate(names)}
     processor = make_processor(tiny_resnet, "last_norms")
     parameters = random_vectors(tiny_resnet, processor, 12)
-    steps, unknown = list(range(12)), [float("nan")] * 12
-    zoo = CheckpointSplit(parameters, ["run-0"] * 12, steps, [0] * 12, unknown, unknown)
+    zoo = CheckpointSplit(parameters, run=["run-0"] * 12, step=list(range(12)), seed=[0] * 12)
     preprocessing = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3).to_dict()
     return fit(Checkpoints({"train": zoo}, processor, tiny_resnet, preprocessing), tiny_recipe)
 
@@ -580,7 +579,7 @@ def assert_equal(zoo: CheckpointSplit, expected: CheckpointSplit) -> None:
     assert torch.equal(zoo.parameters, expected.parameters)
     for name in ("run", "step", "seed"):
         assert getattr(zoo, name) == getattr(expected, name)
-    for name in ("validation_accuracy", "validation_loss"):
+    for name in ("validation_score", "validation_loss"):
         assert np.array_equal(np.float32(getattr(zoo, name)), np.float32(getattr(expected, name)), equal_nan=True)
 
 
@@ -813,7 +812,7 @@ def test_the_scripts_push_what_they_make_and_never_the_token(
     push = ["--push_to_hub", "--hub_token", TOKEN, "--hub_private_repo", "--hub_model_id"]
     zoo, pipeline = ["--checkpoints", tmp_path / "zoo"], ["--pipeline", tmp_path / "pipeline"]
 
-    run_script("collect_checkpoints", *COLLECT, "--output_dir", tmp_path / "zoo", *push, zoo_id)
+    run_script("collect_trajectory", *COLLECT, "--output_dir", tmp_path / "zoo", *push, zoo_id)
     run_script("train_autoencoder", *zoo, "--output_dir", tmp_path / "autoencoder", "--latent_dim", "4")
     stages = [*zoo, "--autoencoder", tmp_path / "autoencoder", "--width", "16", *FEW_STEPS]
     run_script("train_denoiser", *stages, "--output_dir", tmp_path / "pipeline", *push, repo_id)
@@ -856,7 +855,7 @@ def test_a_wrong_token_is_found_before_anything_is_done(
     zoo, before = ["--checkpoints", tmp_path / "zoo"], files_in(tmp_path)
     push = ["--push_to_hub", "--hub_model_id", repo_id, "--output_dir", tmp_path / "out", "--hub_token"]
     scripts = {
-        "collect_checkpoints": COLLECT,
+        "collect_trajectory": COLLECT,
         "train_denoiser": [*zoo, "--autoencoder", tmp_path / "none"],
         "evaluate_pipeline": [*zoo, "--pipeline", tmp_path / "pipeline"],
     }

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from pdiff_hf import CollectionSettings, LayoutError, ParameterProcessor, load_images, make_processor
 from pdiff_hf.targets.architectures import ARCHITECTURES, architecture_config
-from pdiff_hf.zoo.trajectory import load_target
+from pdiff_hf.zoo.settings import load_target
 
 PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\S+) \| [^|]+ \| `([^`]+)` \| ([\d,]+) \|$", PAGE, re.MULTILINE)

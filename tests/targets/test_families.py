@@ -8,10 +8,10 @@ import json
 import pytest
 import torch
 
-from pdiff_hf import CollectionSettings, ImageData, PDiffPipeline, collect, fit, load_checkpoints, load_images
+from pdiff_hf import ImageData, PDiffPipeline, TrajectorySettings, collect, fit, load_checkpoints, load_images
 from pdiff_hf.data.images import ImageSplit
 from pdiff_hf.evaluation import evaluate
-from pdiff_hf.zoo.trajectory import load_target
+from pdiff_hf.zoo.settings import load_target
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "patch_size": 4}
 FAMILIES = {
@@ -36,7 +36,7 @@ def few_digits() -> ImageData:
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_family_goes_the_whole_way(architecture, few_digits, tiny_recipe, tmp_path):
-    settings = CollectionSettings(
+    settings = TrajectorySettings(
         image_size=16,
         architecture=architecture,
         model_config=json.dumps(FAMILIES[architecture]),

@@ -1,0 +1,210 @@
+"""What the collecting scripts are asked for: images, a target network, and a trajectory or many runs of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+
+from ..data.augmentation import augment
+from ..data.images import ImageData, Preprocessing, load_images
+from ..data.inputs import LabeledData
+from ..data.named_datasets import DATASETS
+from ..loops import seeded
+from ..settings import OptimizationSettings, setting
+from ..targets.architectures import ARCHITECTURES, architecture_config
+from ..targets.task import Task, classification, task_of
+from .checkpoints import Checkpoints
+
+
+@dataclass
+class CollectionSettings:
+    """Which network is trained on which images, and which of its parameters are recorded."""
+
+    dataset_name: str = setting(
+        "digits", f"`digits` (embedded), {', '.join(DATASETS)}, a folder of images or parquet files, or a Hub id."
+    )
+    image_size: int = setting(32, "Height and width of the network's input in pixels.")
+    image_column: str | None = setting(None, "Column of the images; found by its type.")
+    label_column: str | None = setting(
+        None, "Column of the labels, classes or floating-point values to predict; found by its type."
+    )
+    validation_fraction: float = setting(0.1, "Share of the train images, if the data set has no validation split.")
+    split_seed: int = setting(0, "Random seed for splitting the images into train, validation and test.")
+    max_train_images: int | None = setting(None, "Use at most N train images.")
+    max_eval_images: int | None = setting(None, "Use at most N validation and N test images.")
+
+    model_name_or_path: str | None = setting(None, "A trained network: Hub id or folder; otherwise --model_type.")
+    architecture: str | None = setting(
+        None, f"A network of the paper to train from scratch: {', '.join(ARCHITECTURES)}; otherwise --model_type."
+    )
+    model_type: str = setting("resnet", "Architecture to train from scratch: any image classifier of transformers.")
+    model_config: str = setting("{}", "Its configuration, as JSON or the path of a JSON file.")
+    subset: list[str] = field(
+        default_factory=lambda: ["last_norms"],
+        metadata={"help": "What is generated: last_norms, head, full, or patterns on state_dict() names."},
+    )
+
+    target_train_steps: int = setting(300, "Steps of training the target, or each run; 0 takes the target as it is.")
+    target_learning_rate: float = setting(5e-3, "Peak learning rate of that training, warm-up and cosine.")
+    adam_weight_decay: float = setting(5e-4, "Weight decay of AdamW.")
+    train_batch_size: int = setting(64, "Images of one step.")
+    augmentation_shift: int = setting(0, "Shift each train image by up to N pixels.")
+    augmentation_flip: bool = setting(False, "Mirror train images at random.")
+    augmentation_noise: float = setting(0.0, "Standard deviation of noise on normalized train images.")
+    seed: int = setting(0, "Random seed for initial weights, batches and augmentation.")
+
+
+@dataclass
+class TrajectorySettings(CollectionSettings):
+    """How the trajectory of one network is recorded."""
+
+    learning_rate: float = setting(3e-2, "Constant learning rate of the recorded trajectory.")
+    burn_in_steps: int = setting(100, "Steps of the trajectory before anything is recorded.")
+    num_checkpoints: int = setting(300, "Checkpoints of the zoo, which generators learn from.")
+    num_validation_checkpoints: int = setting(50, "Checkpoints that choose settings.")
+    num_test_checkpoints: int = setting(100, "Held-out checkpoints, read by the evaluation alone.")
+    num_blocks: int = setting(5, "Blocks into which each split of the trajectory is cut; the blocks alternate.")
+    gap: int = setting(20, "Unrecorded steps between two blocks.")
+    num_branches: int = setting(1, "Further trajectories from the same start with other batches, all held out.")
+
+
+@dataclass
+class MultiRunSettings(CollectionSettings):
+    """How many runs a multi-run zoo has, what they share, and which part of them is computed here."""
+
+    num_runs: int = setting(200, "Independent runs to learn from.")
+    num_validation_runs: int = setting(50, "Runs that choose settings.")
+    num_test_runs: int = setting(50, "Held-out runs, read by the evaluation alone.")
+    checkpoints_per_run: int = setting(1, "Checkpoints of each run, the last of them after its last step.")
+    checkpoint_interval: int = setting(10, "Steps between the checkpoints of a run.")
+    shared_initialization: bool = setting(False, "All runs start from the target's own weights.")
+    trunk_steps: int = setting(0, "All runs branch from one network that was trained for N steps.")
+    canonicalize: bool = setting(False, "Save hidden units permuted and rescaled into one canonical form.")
+    runs_per_group: int = setting(50, "Runs trained side by side; changes the last bits of the weights.")
+    run_shard: str | None = setting(
+        None, "`i/n`: compute only the i-th of n parts; training/merge_checkpoints.py merges them."
+    )
+
+
+def shared_names() -> list[str]:
+    """Returns the names of the settings that both kinds of zoos have."""
+    return [known.name for known in fields(CollectionSettings)]
+
+
+def load_images_of(settings: CollectionSettings) -> ImageData:
+    """Loads the images that the settings name, split as they ask."""
+    return load_images(
+        settings.dataset_name,
+        image_size=settings.image_size,
+        split_seed=settings.split_seed,
+        validation_fraction=settings.validation_fraction,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        max_train_images=settings.max_train_images,
+        max_eval_images=settings.max_eval_images,
+    )
+
+
+def augmentation_of(settings: CollectionSettings) -> partial | None:
+    """Returns the function of a batch and a generator that augments train images, if they are augmented."""
+    if not (settings.augmentation_shift or settings.augmentation_flip or settings.augmentation_noise):
+        return None
+    return partial(
+        augment,
+        shift=settings.augmentation_shift,
+        flip=settings.augmentation_flip,
+        noise=settings.augmentation_noise,
+    )
+
+
+def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> CollectionSettings:
+    """Returns the settings with which a zoo was collected, so that the same images can be loaded again.
+
+    Args:
+        checkpoints: The zoo.
+        dataset_name: Where the images are now, if elsewhere; needed for a zoo that was recorded from another loop.
+
+    Raises:
+        ValueError: If neither the zoo nor `dataset_name` names the images.
+    """
+    collected = checkpoints.collection.get("settings")
+    if collected is not None:
+        settings = CollectionSettings(**{name: collected[name] for name in shared_names() if name in collected})
+        return settings if dataset_name is None else replace(settings, dataset_name=dataset_name)
+    if dataset_name is None or not checkpoints.preprocessing:
+        raise ValueError(
+            "This zoo does not state on which images it was collected; name them with --dataset_name, and record it "
+            "with the images' preprocessing."
+        )
+    return CollectionSettings(
+        dataset_name=dataset_name, image_size=Preprocessing.from_dict(checkpoints.preprocessing).image_size
+    )
+
+
+def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedModel:
+    """Loads the target network, or builds it from a configuration with seeded initial weights.
+
+    Its outputs are the classes of the images, or one value if their labels are floating-point numbers.
+
+    Raises:
+        ValueError: If the configuration is not JSON, or the architecture or model type is unknown.
+    """
+    outputs: dict[str, Any] = {
+        "id2label": dict(enumerate(images.label_names)),
+        "label2id": {name: i for i, name in enumerate(images.label_names)},
+    }
+    if images.train.labels.is_floating_point():
+        outputs |= {"num_labels": 1, "problem_type": "regression"}
+    if settings.model_name_or_path is not None:
+        return AutoModelForImageClassification.from_pretrained(
+            settings.model_name_or_path, ignore_mismatched_sizes=True, **outputs
+        )
+    given = settings.model_config
+    text = Path(given).read_text(encoding="utf-8") if given.endswith(".json") else given
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"--model_config is neither JSON nor the path of a JSON file: {given!r} ({error})."
+        ) from error
+    if settings.architecture is not None:
+        values = architecture_config(settings.architecture) | values
+    values = {"model_type": settings.model_type, "num_channels": images.num_channels} | values
+    config = AutoConfig.for_model(**values, **outputs)
+    if hasattr(config, "image_size"):
+        config.image_size = settings.image_size
+    with seeded(settings.seed):
+        return AutoModelForImageClassification.from_config(config)
+
+
+def task_on(model: PreTrainedModel, data: LabeledData) -> Task:
+    """Returns the task of a network that is to be trained on labeled data.
+
+    Raises:
+        ValueError: If the network classifies, but the labels are floating-point numbers.
+    """
+    task = task_of(model.config)
+    if task is classification and data.train.labels.is_floating_point():
+        raise ValueError(
+            f"The labels are floating-point numbers, but {type(model).__name__} classifies; set num_labels=1 and "
+            "problem_type='regression' in its configuration, or take labels that are classes."
+        )
+    return task
+
+
+def target_optimization(settings: CollectionSettings, max_train_steps: int) -> OptimizationSettings:
+    """Returns how a target is trained: AdamW, a tenth of the steps for warm-up, then a cosine."""
+    return OptimizationSettings(
+        max_train_steps=max_train_steps,
+        train_batch_size=settings.train_batch_size,
+        learning_rate=settings.target_learning_rate,
+        lr_scheduler="cosine",
+        lr_warmup_steps=max_train_steps // 10,
+        adam_weight_decay=settings.adam_weight_decay,
+        seed=settings.seed,
+    )

@@ -1,0 +1,46 @@
+"""Trains many networks of one architecture and collects their last checkpoints; processes and jobs share the runs.
+
+accelerate launch training/collect_runs.py --dataset_name digits --image_size 8 --model_type pdiff_mlp --subset full \\
+    --output_dir runs/digits/checkpoints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from accelerate import Accelerator, InitProcessGroupKwargs
+from transformers import HfArgumentParser
+
+from pdiff_hf.folders import require_writable_folder
+from pdiff_hf.loops import TrainingState
+from pdiff_hf.settings import HubSettings, RunSettings
+from pdiff_hf.zoo.runs import collect_runs
+from pdiff_hf.zoo.settings import MultiRunSettings, load_images_of, load_target
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and collects; every process trains a share of the runs, the main one writes the result."""
+    parser = HfArgumentParser((RunSettings, HubSettings, MultiRunSettings), description=__doc__)
+    run, hub, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    require_writable_folder(run.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=run.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))]
+    )
+    if accelerator.is_main_process:
+        hub.prepare_push(run.output_dir, "dataset")
+    state = TrainingState.from_run(run)
+    images = load_images_of(settings)
+    checkpoints = collect_runs(images, load_target(settings, images), settings, state)
+    if accelerator.is_main_process:
+        checkpoints.save(run.output_dir)
+        state.clear()
+        hub.push(run.output_dir)
+    accelerator.wait_for_everyone()
+    if accelerator.is_local_main_process:
+        state.clear()  # what other machines saved on disks of their own
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
