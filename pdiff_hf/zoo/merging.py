@@ -227,7 +227,7 @@ def _merge_rows(parts: Sequence[Checkpoints], skip_equal: bool) -> dict[str, Che
                         "them out, or pass skip_equal=True to take equal rows once."
                     )
             kept[split].append(zoo.take(new))
-    return {split: _sorted(CheckpointSplit.concatenate(zoos)) for split, zoos in kept.items()}
+    return {split: _sorted(CheckpointSplit.concatenate(zoos)) for split, zoos in kept.items() if zoos}
 
 
 def _sorted(zoo: CheckpointSplit) -> CheckpointSplit:

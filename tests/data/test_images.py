@@ -18,16 +18,19 @@ from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from pdiff_hf import load_images
-from pdiff_hf.data.images import ImageDataError, ImageSplit, Preprocessing, augment
+from pdiff_hf.data.augmentation import augment
+from pdiff_hf.data.images import ImageDataError, ImageSplit, Preprocessing
 
 
-def write_split(folder: Path, split: str, labels: Sequence[int], mode: str = "RGB", size: int = 6) -> None:
+def write_split(folder: Path, split: str, labels: Sequence, mode: str = "RGB", kind: object = None) -> None:
     """Writes a parquet file of random images; those of different splits differ."""
     rng = np.random.default_rng(len(labels))
-    shape = (size, size, 3) if mode == "RGB" else (size, size)
+    shape = (6, 6, 3) if mode == "RGB" else (6, 6)
     images = [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in labels]
-    features = datasets.Features({"picture": datasets.Image(), "animal": datasets.ClassLabel(names=["cat", "dog"])})
-    rows = datasets.Dataset.from_dict({"picture": images, "animal": list(labels)}, features=features)
+    features = datasets.Features(
+        {"picture": datasets.Image(), "label": kind or datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    rows = datasets.Dataset.from_dict({"picture": images, "label": list(labels)}, features=features)
     rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
@@ -78,16 +81,39 @@ def test_fewer_train_images_leave_the_other_splits_as_they_are():
     assert torch.equal(few.test.pixels, all_images.test.pixels)
 
 
-def test_validation_is_carved_out_of_train(tmp_path):
-    write_split(tmp_path, "train", [0, 1] * 10)
-    write_split(tmp_path, "test", [0, 1, 1])
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ({"train": 20}, [16, 2, 2]),
+        ({"train": 20, "test": 4}, [18, 2, 4]),
+        ({"train": 20, "validation": 4}, [18, 2, 4]),  # serves as test
+        ({"train": 20, "validation": 6, "test": 4}, [20, 6, 4]),
+    ],
+)
+def test_what_a_folder_lacks_is_cut_off_from_its_train_split(tmp_path, there, expected):
+    for split, count in there.items():
+        write_split(tmp_path, split, [0, 1] * (count // 2))
 
-    images = load_images(str(tmp_path), image_size=6, validation_fraction=0.2)
+    images = load_images(str(tmp_path), image_size=6)
 
-    assert [len(split) for split in (images.train, images.validation, images.test)] == [16, 4, 3]
-    assert len(set(pictures(images.train, images.validation, images.test))) == 23
+    splits = (images.train, images.validation, images.test)
+    assert [len(split) for split in splits] == expected
+    assert len(set(pictures(*splits))) == sum(there.values())
     assert images.label_names == ["cat", "dog"]
-    assert images.num_channels == 3
+    assert images.train.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_floating_point_labels_are_values_to_predict(tmp_path, dtype):
+    values = [i / 8 for i in range(20)]
+    write_split(tmp_path, "train", values, kind=datasets.Value(dtype))
+
+    images = load_images(str(tmp_path), image_size=6)
+
+    assert images.label_names == ["value"]
+    labels = torch.cat([images.train.labels, images.validation.labels, images.test.labels])
+    assert labels.dtype == torch.float32
+    assert labels.sort().values.tolist() == values
 
 
 def test_splits_of_a_folder_are_drawn_by_the_seed(tmp_path):
@@ -99,34 +125,6 @@ def test_splits_of_a_folder_are_drawn_by_the_seed(tmp_path):
     assert torch.equal(first.validation.pixels, again.validation.pixels)
     assert pictures(first.validation) != pictures(other.validation)
     assert pictures(first.test) != pictures(other.test)
-
-
-def test_validation_split_is_taken_as_it_is(tmp_path):
-    for split, count in (("train", 20), ("validation", 6), ("test", 4)):
-        write_split(tmp_path, split, [0, 1] * (count // 2))
-
-    images = load_images(str(tmp_path), image_size=6)
-
-    assert [len(split) for split in (images.train, images.validation, images.test)] == [20, 6, 4]
-
-
-def test_validation_split_serves_as_test_if_there_is_none(tmp_path):
-    write_split(tmp_path, "train", [0, 1] * 10)
-    write_split(tmp_path, "validation", [0, 1, 1])
-
-    images = load_images(str(tmp_path), image_size=6)
-
-    assert [len(split) for split in (images.train, images.validation, images.test)] == [18, 2, 3]
-    assert len(set(pictures(images.train, images.validation, images.test))) == 23
-
-
-def test_train_split_alone_becomes_three(tmp_path):
-    write_split(tmp_path, "train", [0, 1] * 10)
-
-    images = load_images(str(tmp_path), image_size=6)
-
-    assert [len(split) for split in (images.train, images.validation, images.test)] == [16, 2, 2]
-    assert len(set(pictures(images.train, images.validation, images.test))) == 20
 
 
 @pytest.mark.parametrize(("mode", "num_channels"), [("L", 1), ("RGB", 3)])
@@ -151,10 +149,23 @@ def test_image_folder_is_read(tmp_path):
     assert images.label_names == ["cat", "dog"]
 
 
-def test_one_class_is_named(tmp_path):
-    write_split(tmp_path, "train", [1] * 10)
+@pytest.mark.parametrize(
+    ("split", "labels", "kind", "message"),
+    [
+        ("train", [1] * 10, None, r"All 8 train images .* have label \[1\]; at least two classes"),
+        ("train", [0.5] * 10, datasets.Value("float32"), r"have label \[0\.5\]; .*two values"),
+        ("train", [0.5, float("nan")] * 5, datasets.Value("float32"), "'label' does not hold labels: .* like"),
+        ("train", ["cat", "dog"] * 2, datasets.Value("string"), "'label' does not hold labels: .* like '"),
+        ("train", [0, -1] * 4, datasets.Value("int8"), "whole numbers from 0, .* like -1"),  # -1: unlabeled
+        ("test", [0, 1], None, r"has the splits \['test'\], but a 'train' split is needed"),
+        (None, [], None, "is a folder without readable data files"),
+    ],
+)
+def test_images_that_cannot_be_learned_from_are_refused(tmp_path, split, labels, kind, message):
+    if split is not None:
+        write_split(tmp_path, split, labels, kind=kind)
 
-    with pytest.raises(ImageDataError, match=r"All 8 train images .* have label \[1\].*at least two classes"):
+    with pytest.raises(ImageDataError, match=message):
         load_images(str(tmp_path))
 
 
@@ -163,34 +174,12 @@ def test_missing_folder_is_named(tmp_path):
         load_images(str(tmp_path / "nowhere"))
 
 
-def test_empty_folder_is_named(tmp_path):
-    with pytest.raises(ImageDataError, match="is a folder without readable data files"):
-        load_images(str(tmp_path))
-
-
 def test_missing_label_column_is_named(tmp_path):
-    image = Image.new("L", (4, 4))
     features = datasets.Features({"image": datasets.Image(), "kind": datasets.Value("string")})
-    rows = datasets.Dataset.from_dict({"image": [image], "kind": ["cat"]}, features=features)
+    rows = datasets.Dataset.from_dict({"image": [Image.new("L", (4, 4))], "kind": ["cat"]}, features=features)
     rows.to_parquet(tmp_path / "train-00000-of-00001.parquet")
 
     with pytest.raises(ImageDataError, match=r"No ClassLabel column among \['image', 'kind'\].*--label_column"):
-        load_images(str(tmp_path))
-
-
-def test_labels_that_are_no_numbers_are_refused(tmp_path):
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
-    rows = {"image": [Image.new("L", (4, 4))] * 4, "label": ["cat", "dog"] * 2}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train-00000-of-00001.parquet")
-
-    with pytest.raises(ImageDataError, match="label"):
-        load_images(str(tmp_path))
-
-
-def test_missing_train_split_is_named(tmp_path):
-    write_split(tmp_path, "test", [0, 1])
-
-    with pytest.raises(ImageDataError, match=r"has the splits \['test'\], but a 'train' split is needed"):
         load_images(str(tmp_path))
 
 
@@ -210,22 +199,13 @@ def preprocessing_and_images(request: pytest.FixtureRequest) -> tuple[Preprocess
     return Preprocessing(6, mean, std), pixels, images
 
 
-def test_preprocessing_is_what_transformers_computes(preprocessing_and_images):
-    preprocessing, pixels, images = preprocessing_and_images
-
-    expected = ViTImageProcessorPil(**preprocessing.to_dict())(images, return_tensors="pt")["pixel_values"]
-
-    assert torch.allclose(preprocessing(pixels), expected, atol=1e-5)
-
-
-def test_preprocessing_is_loaded_by_the_auto_class(preprocessing_and_images, tmp_path):
+def test_preprocessing_is_what_transformers_computes_and_the_auto_class_loads(preprocessing_and_images, tmp_path):
     preprocessing, pixels, images = preprocessing_and_images
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
 
-    loaded = AutoImageProcessor.from_pretrained(tmp_path)
-
-    expected = loaded(images, return_tensors="pt")["pixel_values"]
-    assert torch.allclose(preprocessing(pixels), expected, atol=1e-5)
+    for theirs in (ViTImageProcessorPil(**preprocessing.to_dict()), AutoImageProcessor.from_pretrained(tmp_path)):
+        expected = theirs(images, return_tensors="pt")["pixel_values"]
+        assert torch.allclose(preprocessing(pixels), expected, atol=1e-5)
 
 
 batches = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(2, 6), st.integers(2, 6))
@@ -242,18 +222,12 @@ def test_augmentation_depends_on_the_generator_alone(shape, seed, shift, flip, n
     pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     before = pixel_values.clone()
 
-    first = augment(pixel_values, torch.Generator().manual_seed(seed), shift, flip, noise)
-    again = augment(pixel_values, torch.Generator().manual_seed(seed), shift, flip, noise)
+    first, again = (augment(pixel_values, torch.Generator().manual_seed(seed), shift, flip, noise) for _ in range(2))
 
     assert first.shape == shape
+    assert torch.equal(first, pixel_values) or shift or flip or noise
     assert torch.equal(first, again)
     assert torch.equal(pixel_values, before)
-
-
-def test_no_augmentation_returns_the_images():
-    pixel_values = torch.randn(2, 3, 4, 4)
-
-    assert torch.equal(augment(pixel_values, torch.Generator().manual_seed(0)), pixel_values)
 
 
 def test_images_are_shifted_whole_by_at_most_the_limit():

@@ -170,6 +170,11 @@ def test_dataset_that_does_not_fit_is_refused_in_a_sentence():
         TensorData.from_dataset({"train": ragged}, columns=["input_ids"])
     with pytest.raises(BatchError, match="6 examples, but 5 labels"):
         TensorSplit(torch.zeros(6, 2), torch.zeros(5, dtype=torch.long))
+    with pytest.raises(BatchError, match="whole numbers from 0, or all floating-point numbers, but are like -1"):
+        TensorData.from_dataset(
+            dict.fromkeys(("train", "validation", "test"), datasets.Dataset.from_dict({"x": [1], "label": [-1]})),
+            ["x"],
+        )
 
 
 def test_text_classifier_is_evaluated_through_the_same_code(bert, random_vectors, text_data, tiny_recipe, tmp_path):

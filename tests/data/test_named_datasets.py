@@ -14,7 +14,7 @@ from PIL import Image
 from pdiff_hf import CollectionSettings, load_images
 from pdiff_hf.data.images import ImageDataError
 from pdiff_hf.data.named_datasets import DATASETS
-from pdiff_hf.zoo.trajectory import load_images_of
+from pdiff_hf.zoo.settings import load_images_of
 
 # Splits and their columns as they are on the Hub.
 COLUMNS = {
@@ -123,13 +123,6 @@ def test_fewer_images_are_chosen_by_the_seed(named):
 def test_stream_is_not_read_as_a_whole(tmp_path):
     with pytest.raises(ImageDataError, match=r"'imagenet-1k' is read as a stream.*--max_train_images, and"):
         load_images("imagenet-1k", max_train_images=100)
-
-
-def test_unlabeled_images_are_refused(tmp_path):
-    write_stand_in(tmp_path / "all", "imagenet-1k")
-
-    with pytest.raises(ImageDataError, match="whole numbers from 0, but are like -1"):
-        load_images(str(tmp_path / "all"), image_size=8)
 
 
 def test_folder_of_that_name_is_meant_if_there_is_one(tmp_path, monkeypatch):

@@ -1,20 +1,18 @@
-"""Checkpoint zoos: bit-exact on disk, readable by plain `datasets`, whole or not at all."""
+"""Checkpoint zoos: bit-exact on disk, with columns that may grow, readable by plain `datasets`, written atomically."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import json
 import math
 import shutil
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
 from transformers import AutoModelForImageClassification
 
 from pdiff_hf import (
@@ -23,69 +21,168 @@ from pdiff_hf import (
     CheckpointSplit,
     HubNotFoundError,
     NonFiniteParametersError,
+    append_checkpoints,
     load_checkpoints,
+    merge_checkpoints,
 )
 from pdiff_hf.folders import UnwritableFolderError
 from pdiff_hf.zoo import parquet as checkpoint_shards
-from pdiff_hf.zoo.checkpoints import CheckpointsError, checkpoint_features, interleaved_splits
+from pdiff_hf.zoo.parquet import CheckpointsError, checkpoint_features
+
+TRAIN = "data/train-00000-of-00001.parquet"
 
 
 def assert_same_zoo(zoo: CheckpointSplit, expected: CheckpointSplit) -> None:
     assert zoo.parameters.dtype == torch.float32
     assert torch.equal(zoo.parameters, expected.parameters)
-    assert (zoo.run, zoo.step, zoo.seed) == (expected.run, expected.step, expected.seed)
-    for name in ("validation_accuracy", "validation_loss"):
-        figures, wanted = (torch.tensor(getattr(split, name)) for split in (zoo, expected))
-        assert torch.equal(figures.nan_to_num(-1), wanted.nan_to_num(-1))
+    assert zoo.columns.keys() == expected.columns.keys()
+    for name, values in expected.columns.items():
+        if "validation" in name:
+            assert zoo.columns[name] == pytest.approx(values, rel=1e-7, nan_ok=True)
+        else:
+            assert zoo.columns[name] == values, name
 
 
-def test_dataset_survives_saving_bit_for_bit(tiny_checkpoints, tmp_path):
-    tiny_checkpoints.zoo.validation_loss[3] = math.nan  # not measured
-    tiny_checkpoints.zoo.parameters[0, :3] = torch.tensor([1e-45, -0.0, 3.4e38])
+@pytest.fixture
+def grown(tiny_checkpoints: Checkpoints) -> Checkpoints:
+    """A zoo with conditions and columns that the format does not know."""
+    for zoo in tiny_checkpoints.splits.values():
+        rows = range(len(zoo))
+        zoo.columns["condition"] = [[row / 4, 1.0] for row in rows]
+        zoo.columns["optimizer"] = ["sgd" if row % 2 else None for row in rows]
+        zoo.columns["note"] = [{"epochs": row, "tags": ["a"] * row} for row in rows]
+    return tiny_checkpoints
 
-    tiny_checkpoints.save(tmp_path / "zoo")
+
+def test_dataset_survives_saving_bit_for_bit(grown, tmp_path):
+    grown.zoo.validation_loss[3] = math.nan  # not measured
+    grown.zoo.parameters[0, :3] = torch.tensor([1e-45, -0.0, 3.4e38])
+
+    grown.save(tmp_path / "zoo")
     loaded = load_checkpoints(tmp_path / "zoo")
 
-    for split, zoo in tiny_checkpoints.splits.items():
+    for split, zoo in grown.splits.items():
         assert_same_zoo(loaded.splits[split], zoo)
-    assert loaded.processor.names == tiny_checkpoints.processor.names
-    assert loaded.preprocessing == tiny_checkpoints.preprocessing
-    assert loaded.collection == tiny_checkpoints.collection
+    assert loaded.zoo.condition == grown.zoo.condition
+    assert loaded.processor.names == grown.processor.names
+    assert loaded.preprocessing == grown.preprocessing
+    assert loaded.collection == grown.collection
     assert not loaded.target_model.training
 
 
-def test_plain_datasets_reads_it(tiny_checkpoints, tmp_path):
-    tiny_checkpoints.save(tmp_path)
+def test_plain_datasets_reads_it_as_a_whole_and_as_a_stream(grown, tmp_path):
+    grown.save(tmp_path)
 
     loaded = datasets.load_dataset(str(tmp_path))
+    streamed = list(datasets.load_dataset(str(tmp_path), split="train", streaming=True))
 
     assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 24, "validation": 8, "test": 8}
-    for split, zoo in tiny_checkpoints.splits.items():
-        assert loaded[split].features == checkpoint_features(90)
+    for split, zoo in grown.splits.items():
+        assert loaded[split].features == checkpoint_features(90, zoo.columns)
         assert torch.equal(torch.tensor(loaded[split]["parameters"][:]), zoo.parameters)
-        assert loaded[split]["run"][:] == zoo.run
-        assert loaded[split]["step"][:] == zoo.step
-
-
-def test_plain_datasets_streams_it(tiny_checkpoints, tmp_path):
-    tiny_checkpoints.save(tmp_path)
-
-    rows = list(datasets.load_dataset(str(tmp_path), split="train", streaming=True))
-
-    assert torch.equal(torch.tensor([row["parameters"] for row in rows]), tiny_checkpoints.zoo.parameters)
+        for name in ("run", "step", "seed", "condition", "optimizer", "note"):
+            assert loaded[split][name][:] == zoo.columns[name]
+    assert torch.equal(torch.tensor([row["parameters"] for row in streamed]), grown.zoo.parameters)
+    assert [row["note"] for row in streamed] == grown.zoo.columns["note"]
 
 
 def test_columns_are_as_documented():
-    features = checkpoint_features(7)
+    required = {name: [] for name in ("run", "step", "seed")}
+    optional = {name: [] for name in ("validation_score", "validation_loss", "condition")}
 
-    assert features["parameters"] == datasets.List(datasets.Value("float32"), length=7)
-    assert {name: feature.dtype for name, feature in features.items() if name != "parameters"} == {
-        "run": "string",
-        "step": "int32",
-        "seed": "int64",
-        "validation_accuracy": "float32",
-        "validation_loss": "float32",
+    assert checkpoint_features(7, {**required, **optional, "other": [1, None]}) == {
+        "parameters": datasets.List(datasets.Value("float32"), length=7),
+        "run": datasets.Value("string"),
+        "step": datasets.Value("int32"),
+        "seed": datasets.Value("int64"),
+        "validation_score": datasets.Value("float32"),
+        "validation_loss": datasets.Value("float32"),
+        "condition": datasets.List(datasets.Value("float32")),
+        "other": datasets.Value("int64"),
     }
+
+
+def test_what_was_not_measured_has_no_column(tiny_checkpoints, tmp_path):
+    rows = {"run": ["a"] * 24, "step": list(range(24)), "seed": [0] * 24}
+    zoo = CheckpointSplit(tiny_checkpoints.zoo.parameters, **rows, validation_score=None)
+    dataclasses.replace(tiny_checkpoints, splits={"train": zoo}).save(tmp_path)
+
+    loaded = load_checkpoints(tmp_path)
+
+    assert loaded.zoo.columns == rows
+    assert loaded.zoo.validation_score is loaded.zoo.validation_loss is loaded.zoo.condition is None
+    assert "| train | 24 | 1 | not measured |" in (tmp_path / "README.md").read_text()
+    assert datasets.load_dataset(str(tmp_path), split="train").column_names == ["parameters", *rows]
+    assert [len(loaded.splits[split]) for split in ("validation", "test")] == [0, 0]
+    assert loaded.splits["test"].parameters.shape == (0, 90)
+
+
+def test_a_column_that_only_some_rows_have_is_filled_up(grown, hub, repo_id):
+    test = grown.splits["test"].parameters
+    grown.splits["test"] = CheckpointSplit(test, run=["b"] * 8, step=list(range(8)), seed=[1] * 8)
+    halves = [dataclasses.replace(grown, splits={"train": grown.zoo.rows(range(i, 24, 2))}) for i in (0, 1)]
+    for name in ("validation_loss", "condition", "optimizer"):
+        del halves[1].zoo.columns[name]
+
+    merged = merge_checkpoints(halves).zoo
+    append_checkpoints(halves[0], repo_id, token="hf_alice")
+    append_checkpoints(halves[1], repo_id, token="hf_alice")
+    grown.push_to_hub(f"{repo_id}-2", token="hf_alice")
+
+    order = sorted(range(24), key=lambda i: (grown.zoo.run[i], grown.zoo.step[i]))
+    assert merged.columns["note"] == [grown.zoo.columns["note"][i] for i in order]
+    assert [math.isnan(loss) for loss in merged.validation_loss] == [i % 2 == 1 for i in order]
+    assert merged.condition == [None if i % 2 else grown.zoo.condition[i] for i in order]
+    assert_same_zoo(load_checkpoints(repo_id, token="hf_alice").zoo, merged)
+    pushed = load_checkpoints(f"{repo_id}-2", token="hf_alice").splits
+    assert_same_zoo(pushed["train"], grown.zoo)
+    assert all(map(math.isnan, pushed["test"].validation_score))
+    assert pushed["test"].columns["optimizer"] == [None] * 8
+
+
+def test_columns_that_do_not_fit_are_refused_and_nothing_is_written(tiny_checkpoints, tmp_path):
+    zoo = tiny_checkpoints.zoo
+    with pytest.raises(CheckpointsError, match=r"24 vectors, but columns of other lengths: \{'note': 1\}\."):
+        CheckpointSplit(zoo.parameters, **zoo.columns, note=["short"])
+    for name, values in (("note", [1, "two"] * 12), ("step", [2**40] * 24), ("condition", [1.0] * 24)):
+        changed = CheckpointSplit(zoo.parameters, **zoo.columns | {name: values})
+        with pytest.raises(CheckpointsError, match=f"The values of column '{name}' must be of"):
+            dataclasses.replace(tiny_checkpoints, splits={"train": changed}).save(tmp_path / "zoo")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def change_format(folder: Path, version: object) -> None:
+    content = json.loads((folder / "collection.json").read_text())
+    assert content.pop("format_version") == 2
+    content |= {} if version is None else {"format_version": version}
+    (folder / "collection.json").write_text(json.dumps(content))
+
+
+def test_a_dataset_of_the_first_format_is_read(tiny_checkpoints, tmp_path):
+    tiny_checkpoints.save(tmp_path)
+    change_format(tmp_path, None)
+    for shard in (tmp_path / "data").iterdir():
+        table = pq.read_table(shard)
+        names = [name.replace("validation_score", "validation_accuracy") for name in table.column_names]
+        pq.write_table(table.rename_columns(names), shard)
+
+    loaded = load_checkpoints(tmp_path)
+    loaded.save(tmp_path / "again")
+
+    for split, zoo in tiny_checkpoints.splits.items():
+        assert_same_zoo(loaded.splits[split], zoo)
+    assert loaded.collection == tiny_checkpoints.collection
+    assert pq.read_table(tmp_path / "again" / TRAIN).column_names[4] == "validation_score"
+
+
+@pytest.mark.parametrize("version", [3, 0, "new", [1]])
+def test_a_dataset_of_a_format_that_is_not_known_is_refused(tiny_checkpoints, tmp_path, version):
+    tiny_checkpoints.save(tmp_path)
+    change_format(tmp_path, version)
+
+    with pytest.raises(CheckpointsError, match=r"is of format version .*reads up to 2; upgrade pdiff_hf\.$"):
+        load_checkpoints(tmp_path)
 
 
 def save_in_shards(checkpoints: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -104,34 +201,20 @@ def test_large_zoo_is_cut_into_shards(tiny_checkpoints, tmp_path, monkeypatch):
     assert datasets.load_dataset(str(tmp_path), split="train").num_rows == 24
 
 
-def test_missing_shard_is_counted(tiny_checkpoints, tmp_path, monkeypatch):
+def test_missing_shard_is_counted_and_saving_again_leaves_no_old_one(tiny_checkpoints, tmp_path, monkeypatch):
     shards = save_in_shards(tiny_checkpoints, tmp_path, monkeypatch)
     (tmp_path / "data" / shards[1]).unlink()
-
     with pytest.raises(CheckpointsError, match="has 2 of the 3 shards of its train split"):
         load_checkpoints(tmp_path)
-
-
-def test_saving_again_leaves_no_old_shard(tiny_checkpoints, tmp_path, monkeypatch):
-    save_in_shards(tiny_checkpoints, tmp_path, monkeypatch)
     monkeypatch.undo()
 
     tiny_checkpoints.save(tmp_path)
 
+    splits = ("test", "train", "validation")
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
-        f"{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")
+        f"{s}-00000-of-00001.parquet" for s in splits
     ]
     assert_same_zoo(load_checkpoints(tmp_path).zoo, tiny_checkpoints.zoo)
-
-
-def test_empty_splits_come_back_empty(tiny_checkpoints, tmp_path):
-    only_train = dataclasses.replace(tiny_checkpoints, splits={"train": tiny_checkpoints.zoo})
-
-    only_train.save(tmp_path)
-    loaded = load_checkpoints(tmp_path)
-
-    assert [len(loaded.splits[split]) for split in ("train", "validation", "test")] == [24, 0, 0]
-    assert loaded.splits["test"].parameters.shape == (0, 90)
 
 
 def test_empty_zoo_is_refused_and_writes_nothing(mlp, tmp_path):
@@ -151,43 +234,37 @@ def test_diverged_row_is_refused_and_writes_nothing(tiny_checkpoints, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_vectors_of_another_length_are_named(tiny_checkpoints, mlp, tmp_path):
-    tiny_checkpoints.save(tmp_path / "head")
-    recorder = CheckpointRecorder(mlp, "full")
-    recorder.record(0)
-    recorder.checkpoints().save(tmp_path / "full")
-    shard = "data/train-00000-of-00001.parquet"
-    shutil.copy(tmp_path / "full" / shard, tmp_path / "head" / shard)
-
-    with pytest.raises(
-        CheckpointsError, match=r"train-00000-of-00001\.parquet .*\[610\], but the layout asks for .*\[90\]"
-    ):
-        load_checkpoints(tmp_path / "head")
+def shorter(table: pa.Table) -> pa.Table:
+    return table.set_column(0, "parameters", pa.FixedSizeListArray.from_arrays(pa.array([0.0] * 24, pa.float32()), 1))
 
 
-def test_missing_column_is_named(tiny_checkpoints, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shorter, r"'parameters' of type .*\[1\], but .*\[90\] is needed"),
+        (lambda table: table.drop(["parameters"]), "'parameters' of type none"),
+        (lambda table: table.drop(["seed"]), "'seed' of type none, but int64 is needed"),
+        (lambda t: t.append_column("condition", pa.array(["x"] * 24)), "'condition' of type string, but list"),
+        (lambda t: t.append_column("validation_accuracy", t["validation_loss"]), "two columns of one name"),
+        (lambda t: t.set_column(1, "run", pa.array([None] * 24, pa.string())), "rows with empty fields"),
+        (lambda t: t.append_column("x", pa.array([2**62] * 24, pa.timestamp("ms"))), "Column 'x' .* cannot be read"),
+    ],
+)
+def test_damaged_columns_are_named(tiny_checkpoints, tmp_path, change, message):
     tiny_checkpoints.save(tmp_path)
-    shard = tmp_path / "data" / "train-00000-of-00001.parquet"
-    pq.write_table(pq.read_table(shard).drop(["parameters"]), shard)
+    pq.write_table(change(pq.read_table(tmp_path / TRAIN)), tmp_path / TRAIN)
 
-    with pytest.raises(CheckpointsError, match=r"has the columns .* with vectors of type none"):
+    with pytest.raises(CheckpointsError, match=message):
         load_checkpoints(tmp_path)
 
 
-def test_missing_folder_is_named(tmp_path):
+def test_missing_files_are_named(tiny_checkpoints, tmp_path):
     with pytest.raises(HubNotFoundError, match=r"no folder .*nowhere"):
         load_checkpoints(tmp_path / "nowhere")
-
-
-def test_folder_that_is_no_dataset_is_named(tmp_path):
     with pytest.raises(CheckpointsError, match=r"has no processor_config\.json"):
         load_checkpoints(tmp_path)
-
-
-def test_dataset_without_train_rows_is_refused(tiny_checkpoints, tmp_path):
     tiny_checkpoints.save(tmp_path)
-    (tmp_path / "data" / "train-00000-of-00001.parquet").unlink()
-
+    (tmp_path / TRAIN).unlink()
     with pytest.raises(CheckpointsError, match=r"The train split of .* holds no checkpoints"):
         load_checkpoints(tmp_path)
 
@@ -235,88 +312,3 @@ def test_unwritable_folder_is_named(tiny_checkpoints, tmp_path, folder):
         tiny_checkpoints.save(tmp_path / folder)
 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@given(
-    num_blocks=st.integers(1, 5),
-    per_block=st.tuples(st.integers(1, 6), st.integers(0, 4), st.integers(0, 4)),
-    gap=st.integers(0, 5),
-)
-def test_blocks_of_different_splits_are_a_gap_apart(num_blocks, per_block, gap):
-    counts = [num_blocks * count for count in per_block]
-
-    steps = interleaved_splits(*counts, num_blocks=num_blocks, gap=gap)
-
-    assert [steps.count(split) for split in ("train", "validation", "test")] == counts
-    recorded = [(i, split) for i, split in enumerate(steps) if split is not None]
-    assert recorded[0][0] == 0
-    assert recorded[-1][0] == len(steps) - 1
-    for (i, split), (j, following) in itertools.pairwise(recorded):
-        assert j - i == 1 or j - i == 1 + gap
-        assert split == following or j - i == 1 + gap
-
-
-@given(num_blocks=st.integers(2, 5), per_block=st.tuples(*[st.integers(1, 4)] * 3), gap=st.integers(0, 5))
-def test_no_split_is_merely_later(num_blocks, per_block, gap):
-    steps = interleaved_splits(*[num_blocks * count for count in per_block], num_blocks=num_blocks, gap=gap)
-
-    first = {split: steps.index(split) for split in ("train", "validation", "test")}
-    last = {split: len(steps) - 1 - steps[::-1].index(split) for split in ("train", "validation", "test")}
-    assert max(first.values()) < min(last.values())
-
-
-def test_counts_that_cannot_be_divided_are_named():
-    with pytest.raises(ValueError, match=r"\{'validation': 5\} cannot be divided into 2 equal blocks"):
-        interleaved_splits(4, 5, 6, num_blocks=2, gap=1)
-
-
-def test_recorder_composes_with_a_plain_training_loop(mlp, random_images, tmp_path):
-    images, labels = random_images(mlp, 16), torch.arange(16) % 10
-    optimizer = torch.optim.SGD(mlp.parameters(), lr=0.1)
-    seen = []
-
-    recorder = CheckpointRecorder(mlp, "head")
-    for step in range(4):
-        nn.functional.cross_entropy(mlp(images).logits, labels).backward()
-        optimizer.step()
-        recorder.record(step, split="test" if step == 3 else "train", run="mine", seed=7)
-        seen.append(torch.cat([mlp.classifier.weight.flatten(), mlp.classifier.bias]).detach().clone())
-    recorder.checkpoints().save(tmp_path)
-    loaded = load_checkpoints(tmp_path)
-
-    assert torch.equal(loaded.zoo.parameters, torch.stack(seen[:3]))
-    assert torch.equal(loaded.splits["test"].parameters, torch.stack(seen[3:]))
-    assert (loaded.zoo.run, loaded.zoo.step, loaded.zoo.seed) == (["mine"] * 3, [0, 1, 2], [7] * 3)
-    assert all(math.isnan(figure) for figure in loaded.zoo.validation_accuracy + loaded.zoo.validation_loss)
-
-
-def test_recorder_refuses_a_diverged_training(mlp):
-    recorder = CheckpointRecorder(mlp, "head")
-    with torch.no_grad():
-        mlp.classifier.bias[0] = math.inf
-
-    with pytest.raises(NonFiniteParametersError, match=r"classifier\.bias"):
-        recorder.record(0)
-
-    assert recorder.rows["train"] == []
-
-
-def test_recorder_names_a_split_it_does_not_know(mlp):
-    with pytest.raises(ValueError, match=r"heldout.*train"):
-        CheckpointRecorder(mlp, "head").record(0, split="heldout")
-
-
-def test_recorder_goes_on_from_its_state(mlp, tmp_path):
-    interrupted = CheckpointRecorder(mlp, "head")
-    interrupted.record(0, run="a", seed=1)
-    interrupted.record(1, split="validation")
-    torch.save(interrupted.state_dict(), tmp_path / "state.pt")
-
-    resumed = CheckpointRecorder(mlp, "head")
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
-    resumed.record(2)
-    interrupted.record(2)
-
-    for split, zoo in interrupted.checkpoints().splits.items():
-        assert_same_zoo(resumed.checkpoints().splits[split], zoo)
-    assert len(resumed.checkpoints().zoo) == 2

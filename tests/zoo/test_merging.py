@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 
 import pytest
 import torch
 
 from pdiff_hf import Checkpoints, CheckpointSplit, LayoutError, make_processor
-from pdiff_hf.zoo.checkpoints import CheckpointsError
 from pdiff_hf.zoo.merging import merge_checkpoints, read_shard
+from pdiff_hf.zoo.parquet import CheckpointsError
+from pdiff_hf.zoo.settings import collection_of
 
 
 def part(whole: Checkpoints, rows: range, shard: str | None = None) -> Checkpoints:
@@ -36,8 +36,7 @@ def assert_sentence(error: BaseException) -> None:
 
 def assert_same_rows(ours: CheckpointSplit, theirs: CheckpointSplit) -> None:
     assert torch.equal(ours.parameters, theirs.parameters)
-    for column in ("run", "step", "seed", "validation_accuracy", "validation_loss"):
-        assert getattr(ours, column) == getattr(theirs, column)
+    assert ours.columns == theirs.columns
 
 
 def test_parts_in_any_order_give_the_whole_sorted_by_run_and_step(tiny_checkpoints: Checkpoints):
@@ -50,7 +49,7 @@ def test_parts_in_any_order_give_the_whole_sorted_by_run_and_step(tiny_checkpoin
             merged.splits[name], zoo.rows(sorted(range(len(zoo)), key=lambda i: (zoo.run[i], zoo.step[i])))
         )
     assert merged.collection["costs"] == {"target_seconds": 3.0}  # of three parts
-    assert merged.collection["settings"] == tiny_checkpoints.collection["settings"]
+    assert merged.collection["settings"]["dataset_name"] == "digits"
     assert merged.collection["runs"]["run_shard"] is None
     assert merged.preprocessing == tiny_checkpoints.preprocessing
 
@@ -94,17 +93,13 @@ def test_a_row_that_occurs_twice_is_refused_or_taken_once(tiny_checkpoints: Chec
     with pytest.raises(CheckpointsError, match=r"run 'run-0' occurs twice.*dataset 2") as raised:
         merge_checkpoints(overlapping)
     merged = merge_checkpoints(overlapping, skip_equal=True)
+    first, second = shards(tiny_checkpoints, 2)
 
+    assert len(merge_checkpoints([first, second, first], skip_equal=True).zoo) == 24
     assert_sentence(raised.value)
     assert {name: len(zoo) for name, zoo in merged.splits.items()} == {"train": 24, "validation": 8, "test": 8}
     appended_twice = merge_checkpoints([merged, overlapping[1]], skip_equal=True)
     assert_same_rows(appended_twice.zoo, merged.zoo)
-
-
-def test_a_doubled_shard_is_taken_once_if_equal_rows_are(tiny_checkpoints: Checkpoints):
-    first, second = shards(tiny_checkpoints, 2)
-
-    assert len(merge_checkpoints([first, second, first], skip_equal=True).zoo) == 24
 
 
 @pytest.mark.parametrize("difference", ["vector", "split"])
@@ -126,7 +121,7 @@ def test_two_checkpoints_of_one_name_are_always_refused(tiny_checkpoints: Checkp
 def test_other_layouts_settings_preprocessing_and_trunks_are_refused(tiny_checkpoints: Checkpoints):
     first, second = part(tiny_checkpoints, range(12)), part(tiny_checkpoints, range(12, 24))
     weights = make_processor(second.target_model, "classifier.weight")
-    lesser = {n: CheckpointSplit(z.parameters[:, :80], *list(vars(z).values())[1:]) for n, z in second.splits.items()}
+    lesser = {name: CheckpointSplit(zoo.parameters[:, :80], **zoo.columns) for name, zoo in second.splits.items()}
     settings = second.collection["settings"]
     moved = copy.deepcopy(second.target_model)
     with torch.no_grad():
@@ -150,16 +145,23 @@ def test_other_layouts_settings_preprocessing_and_trunks_are_refused(tiny_checkp
         merge_checkpoints([])
 
 
-def test_unmeasured_figures_and_unknown_origin_merge(tiny_checkpoints: Checkpoints):
-    first, second = part(tiny_checkpoints, range(12)), part(tiny_checkpoints, range(12, 24))
-    for half in (first, second):
+def test_parts_of_unknown_origin_merge(tiny_checkpoints: Checkpoints):
+    halves = [part(tiny_checkpoints, range(i, 24, 2)) for i in (0, 1)]
+    for half in halves:
         half.collection = {}
-        half.zoo.validation_loss = [math.nan] * len(half.zoo)
 
-    merged = merge_checkpoints([first, second])
+    assert merge_checkpoints(halves).collection == {}
 
-    assert merged.collection == {}
-    assert all(math.isnan(loss) for loss in merged.zoo.validation_loss)
+
+def test_runs_join_those_of_the_first_format_whose_settings_named_a_trajectory_too(tiny_checkpoints: Checkpoints):
+    old, new = shards(tiny_checkpoints, 2)
+    new.collection["settings"] = dataclasses.asdict(collection_of(old))
+
+    settings = merge_checkpoints([old, new]).collection["settings"]
+
+    assert settings == new.collection["settings"]
+    assert "num_checkpoints" in old.collection["settings"]
+    assert "num_checkpoints" not in settings
 
 
 @pytest.mark.parametrize("given", ["0/4", "5/4", "2", "a/b", "2/4/8", ""])

@@ -12,7 +12,7 @@ from conftest import build, run_snippets
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from pdiff_hf import CheckpointCallback, LayoutError, TensorData, build_network, make_processor
-from pdiff_hf.zoo.checkpoints import CheckpointsError
+from pdiff_hf.zoo.parquet import CheckpointsError
 from pdiff_hf.zoo.trajectory import measure_checkpoints
 
 
@@ -85,7 +85,7 @@ def test_last_checkpoint_is_the_network_as_it_stands(mlp, train, random_images):
 
 @pytest.mark.parametrize("freeze_trunk", [True, False])
 @pytest.mark.parametrize("burn_in_steps", [0, 3])
-def test_trunk_stands_still_while_checkpoints_are_recorded(mlp, train, freeze_trunk, burn_in_steps):
+def test_trunk_is_frozen_while_checkpoints_are_recorded(mlp, train, freeze_trunk, burn_in_steps):
     class Watching(CheckpointCallback):
         trunks: list[torch.Tensor] = []
 
@@ -160,7 +160,7 @@ def test_recorded_checkpoints_are_measured(mlp, train, rows):
     last = checkpoints.splits["test"]
     with torch.no_grad():
         predicted = mlp(torch.tensor(rows["pixel_values"])).logits.argmax(-1)
-    assert last.validation_accuracy[-1] == pytest.approx((predicted == data.test.labels).float().mean().item())
+    assert last.validation_score[-1] == pytest.approx((predicted == data.test.labels).float().mean().item())
     assert all(0 < loss < 100 for split in checkpoints.splits.values() for loss in split.validation_loss)
 
 

@@ -1,0 +1,94 @@
+"""Recording checkpoints from a training loop, and cutting a trajectory into splits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pdiff_hf import CheckpointRecorder, NonFiniteParametersError, load_checkpoints
+from pdiff_hf.zoo.recorder import interleaved_splits
+
+
+@given(
+    num_blocks=st.integers(1, 5),
+    per_block=st.tuples(st.integers(1, 6), st.integers(0, 4), st.integers(0, 4)),
+    gap=st.integers(0, 5),
+)
+def test_blocks_alternate_a_gap_apart_and_no_split_is_merely_later(num_blocks, per_block, gap):
+    counts = dict(zip(("train", "validation", "test"), [num_blocks * count for count in per_block], strict=True))
+
+    steps = interleaved_splits(*counts.values(), num_blocks=num_blocks, gap=gap)
+
+    assert {split: steps.count(split) for split in counts} == counts
+    recorded = [(i, split) for i, split in enumerate(steps) if split is not None]
+    assert recorded[0][0] == 0
+    assert recorded[-1][0] == len(steps) - 1
+    for (i, split), (j, following) in itertools.pairwise(recorded):
+        assert j - i == 1 or j - i == 1 + gap
+        assert split == following or j - i == 1 + gap
+    first = [steps.index(split) for split, count in counts.items() if count]
+    last = [len(steps) - 1 - steps[::-1].index(split) for split, count in counts.items() if count]
+    assert num_blocks == 1 or max(first) < min(last)
+
+
+def test_counts_that_cannot_be_divided_are_named():
+    with pytest.raises(ValueError, match=r"\{'validation': 5\} cannot be divided into 2 equal blocks"):
+        interleaved_splits(4, 5, 6, num_blocks=2, gap=1)
+
+
+def test_recorder_composes_with_a_plain_training_loop(mlp, random_images, tmp_path):
+    images, labels = random_images(mlp, 16), torch.arange(16) % 10
+    optimizer = torch.optim.SGD(mlp.parameters(), lr=0.1)
+    seen = []
+
+    recorder = CheckpointRecorder(mlp, "head")
+    for step in range(4):
+        nn.functional.cross_entropy(mlp(images).logits, labels).backward()
+        optimizer.step()
+        recorder.record(step, split="test" if step == 3 else "train", run="mine", seed=7)
+        seen.append(torch.cat([mlp.classifier.weight.flatten(), mlp.classifier.bias]).detach().clone())
+    recorder.checkpoints().save(tmp_path)
+    loaded = load_checkpoints(tmp_path)
+
+    assert torch.equal(loaded.zoo.parameters, torch.stack(seen[:3]))
+    assert torch.equal(loaded.splits["test"].parameters, torch.stack(seen[3:]))
+    assert loaded.zoo.columns == {"run": ["mine"] * 3, "step": [0, 1, 2], "seed": [7] * 3}  # nothing was measured
+
+
+def test_recorder_refuses_a_diverged_training(mlp):
+    recorder = CheckpointRecorder(mlp, "head")
+    with torch.no_grad():
+        mlp.classifier.bias[0] = math.inf
+
+    with pytest.raises(NonFiniteParametersError, match=r"classifier\.bias"):
+        recorder.record(0)
+
+    assert recorder.rows["train"] == []
+
+
+def test_recorder_names_a_split_it_does_not_know(mlp):
+    with pytest.raises(ValueError, match=r"heldout.*train"):
+        CheckpointRecorder(mlp, "head").record(0, split="heldout")
+
+
+def test_recorder_goes_on_from_its_state(mlp, tmp_path):
+    interrupted = CheckpointRecorder(mlp, "head")
+    interrupted.record(0, run="a", seed=1)
+    interrupted.record(1, split="validation")
+    torch.save(interrupted.state_dict(), tmp_path / "state.pt")
+
+    resumed = CheckpointRecorder(mlp, "head")
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
+    for recorder in (resumed, interrupted):
+        recorder.record(2)
+
+    for split, zoo in interrupted.checkpoints().splits.items():
+        assert torch.equal(resumed.checkpoints().splits[split].parameters, zoo.parameters)
+        assert resumed.checkpoints().splits[split].columns == zoo.columns
+    assert len(resumed.checkpoints().zoo) == 2
