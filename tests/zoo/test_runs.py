@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
-    CollectionSettings,
     ImageData,
+    MultiRunSettings,
     NonFiniteParametersError,
     collect_runs,
     load_checkpoints,
@@ -35,10 +35,9 @@ from pdiff_hf.targets.building import build_network
 from pdiff_hf.targets.networks import ConvNetConfig, ConvNetForImageClassification, MLPConfig, SmallClassifier
 from pdiff_hf.zoo import runs as collecting_runs
 from pdiff_hf.zoo.run_groups import batch_rows, initial_parameters, run_seed, train_group
-from pdiff_hf.zoo.runs import MultiRunSettings
-from pdiff_hf.zoo.trajectory import load_target, target_optimization
+from pdiff_hf.zoo.settings import load_target, target_optimization
 
-SETTINGS = CollectionSettings(
+SETTINGS = MultiRunSettings(
     image_size=8,
     model_type="pdiff_mlp",
     model_config='{"hidden_sizes": [8]}',
@@ -46,8 +45,11 @@ SETTINGS = CollectionSettings(
     target_train_steps=100,
     target_learning_rate=0.02,
     train_batch_size=32,
+    num_runs=8,
+    num_validation_runs=3,
+    num_test_runs=3,
+    runs_per_group=4,
 )
-RUNS = MultiRunSettings(num_runs=8, num_validation_runs=3, num_test_runs=3, runs_per_group=4)
 FLAGS = [
     *("--dataset_name", "digits", "--image_size", "8", "--subset", "full"),
     *("--model_type", "pdiff_mlp", "--model_config", '{"hidden_sizes": [8]}'),
@@ -55,7 +57,7 @@ FLAGS = [
     *("--num_runs", "8", "--num_validation_runs", "3", "--num_test_runs", "3", "--runs_per_group", "4"),
     *("--checkpoints_per_run", "2", "--checkpoint_interval", "5", "--canonicalize"),
 ]
-SEEDS = [run_seed(0, number, stream=2) for number in range(4)]
+SEEDS = [run_seed(0, number) for number in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +67,8 @@ def digits() -> ImageData:
 
 def collected(images: ImageData, model: PreTrainedModel | None = None, **changes: Any) -> Checkpoints:
     """A multi-run zoo with some of the settings above changed."""
-    own = {name: value for name, value in changes.items() if hasattr(RUNS, name)}
-    settings = dataclasses.replace(SETTINGS, **{name: v for name, v in changes.items() if name not in own})
-    target = load_target(settings, images) if model is None else model
-    return collect_runs(images, target, settings, dataclasses.replace(RUNS, **own))
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return collect_runs(images, load_target(settings, images) if model is None else model, settings)
 
 
 def everything(checkpoints: Checkpoints) -> torch.Tensor:
@@ -178,7 +178,7 @@ def test_whole_runs_are_held_out(digits: ImageData):
     assert runs["test"] == [f"run-{number:06d}" for number in range(11, 14)]
     assert zoo.splits["test"].step == [91, 95, 99] * 3
     assert len(everything(zoo).unique(dim=0)) == 3 * 14
-    learned = zoo.zoo.validation_accuracy
+    learned = zoo.zoo.validation_score
     assert min(learned) > 0.5  # ten classes
     labels, pixels = digits.validation.labels, digits.preprocessing(digits.validation.pixels)
     logits = network_logits(zoo.target_model.eval(), zoo.processor, zoo.zoo.parameters, pixels)
@@ -189,12 +189,13 @@ def test_shared_initialization_is_shared_and_the_order_is_not(digits: ImageData)
     target = load_target(SETTINGS, digits)
     given = make_processor(target, "full").flatten(target.state_dict())
 
-    still = collected(digits, target, shared_initialization=True, target_learning_rate=0.0)
-    moved = collected(digits, shared_initialization=True)
+    few = {"target_train_steps": 2}
+    still = collected(digits, target, shared_initialization=True, target_learning_rate=0.0, **few)
+    moved = collected(digits, shared_initialization=True, **few)
 
     assert torch.equal(everything(still), given.expand(14, -1))
     assert len(everything(moved).unique(dim=0)) == 14
-    assert len(everything(collected(digits, target_learning_rate=0.0)).unique(dim=0)) == 14
+    assert len(everything(collected(digits, target_learning_rate=0.0, **few)).unique(dim=0)) == 14
 
 
 def test_runs_branch_from_one_trained_trunk(digits: ImageData):
@@ -203,7 +204,7 @@ def test_runs_branch_from_one_trained_trunk(digits: ImageData):
     trunk = zoo.processor.flatten(zoo.target_model.state_dict())
     assert (everything(zoo) - trunk).abs().max() < 0.021  # one step of AdamW moves no number by more than its rate
     assert len(everything(zoo).unique(dim=0)) == 14
-    assert min(zoo.zoo.validation_accuracy) > 0.5
+    assert min(zoo.zoo.validation_score) > 0.5
 
 
 def test_canonical_runs_compute_what_they_computed(digits: ImageData):
@@ -248,20 +249,20 @@ def test_a_network_of_the_users_own_is_collected(digits: ImageData):
     zoo = collected(digits, Normed(NormedConfig(num_labels=10)), canonicalize=True)
 
     assert zoo.processor.parameter_dim == 64 * 8 + 8 + 2 * 8 + 8 * 10 + 10
-    assert min(zoo.zoo.validation_accuracy) > 0.5
+    assert min(zoo.zoo.validation_score) > 0.5
 
 
 def test_whole_convnets_without_running_statistics_are_independent_runs(digits: ImageData):
     config = ConvNetConfig(num_channels=1, hidden_sizes=[8, 16], num_labels=10, normalization="layer")
-    zoo = collected(digits, ConvNetForImageClassification(config))
+    zoo = collected(digits, ConvNetForImageClassification(config), num_runs=3, num_test_runs=1)
 
-    assert len(everything(zoo).unique(dim=0)) == 14
-    assert sum(zoo.zoo.validation_accuracy) / len(zoo.zoo) > 0.3
+    assert len(everything(zoo).unique(dim=0)) == 7
+    assert sum(zoo.zoo.validation_score) / len(zoo.zoo) > 0.3
     network = build_network(zoo.target_model, zoo.processor, zoo.zoo.parameters[2])
     pixel_values = digits.preprocessing(digits.validation.pixels)
     predicted = network(pixel_values).logits.argmax(-1)
     accuracy = (predicted == digits.validation.labels).float().mean()
-    assert accuracy == pytest.approx(zoo.zoo.validation_accuracy[2])
+    assert accuracy == pytest.approx(zoo.zoo.validation_score[2])
 
 
 def test_networks_with_batchnorm_branch_from_a_trunk_whose_statistics_they_share(
@@ -277,12 +278,12 @@ def test_networks_with_batchnorm_branch_from_a_trunk_whose_statistics_they_share
     with pytest.raises(ValueError, match=r"BatchNorms .*norms\.0, norms\.1.*--trunk_steps") as raised:
         collected(images, convnet)
 
-    zoo = collected(images, convnet, trunk_steps=60)
+    zoo = collected(images, convnet, trunk_steps=60, num_runs=3, num_test_runs=1)
 
     assert str(raised.value).endswith(".")
     assert convnet.norms[0].num_batches_tracked == 60  # the trunk's, and no run's
-    assert min(zoo.zoo.validation_accuracy) > 0.5
-    assert len(everything(zoo).unique(dim=0)) == 14
+    assert min(zoo.zoo.validation_score) > 0.5
+    assert len(everything(zoo).unique(dim=0)) == 7
 
 
 @pytest.mark.parametrize(
@@ -341,14 +342,14 @@ def one_thread() -> Iterator[None]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A multi-run zoo made at once in one process; tests read it only."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    run("collect_checkpoints", *FLAGS, "--output_dir", folder)
+    run("collect_runs", *FLAGS, "--output_dir", folder)
     return folder
 
 
 def test_two_processes_collect_the_runs_of_one_bit_for_bit(tmp_path: Path, two_processes: tuple[str, ...]):
     branching = [*FLAGS, "--trunk_steps", "20"]
-    run("collect_checkpoints", *branching, "--output_dir", tmp_path / "one")
-    run_alone("collect_checkpoints", *branching, "--output_dir", tmp_path / "two", launcher=two_processes)
+    run("collect_runs", *branching, "--output_dir", tmp_path / "one")
+    run_alone("collect_runs", *branching, "--output_dir", tmp_path / "two", launcher=two_processes)
 
     assert written(tmp_path / "two") == written(tmp_path / "one")
     assert files_of(tmp_path / "two-state") == set()
@@ -356,7 +357,7 @@ def test_two_processes_collect_the_runs_of_one_bit_for_bit(tmp_path: Path, two_p
 
 def test_shards_made_apart_and_merged_are_the_zoo_made_at_once(whole: Path, tmp_path: Path):
     for shard in ("1", "2"):
-        run("collect_checkpoints", *FLAGS, "--run_shard", f"{shard}/2", "--output_dir", tmp_path / shard)
+        run("collect_runs", *FLAGS, "--run_shard", f"{shard}/2", "--output_dir", tmp_path / shard)
     run("merge_checkpoints", "--checkpoints", tmp_path / "2", tmp_path / "1", "--output_dir", tmp_path / "merged")
 
     first, second = load_checkpoints(tmp_path / "1"), load_checkpoints(tmp_path / "2")
@@ -370,7 +371,7 @@ def test_shards_made_apart_and_merged_are_the_zoo_made_at_once(whole: Path, tmp_
 
 def test_a_killed_collection_goes_on_with_the_missing_groups(whole: Path, tmp_path: Path):
     output, state = tmp_path / "killed", tmp_path / "killed-state" / "runs"
-    process = start("collect_checkpoints", *FLAGS, "--output_dir", output)
+    process = start("collect_runs", *FLAGS, "--output_dir", output)
     while process.poll() is None and not any(state.glob("group-*")):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -380,19 +381,20 @@ def test_a_killed_collection_goes_on_with_the_missing_groups(whole: Path, tmp_pa
     finished = {path: path.stat().st_mtime_ns for path in state.glob("group-*")}
 
     with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
-        run("collect_checkpoints", *FLAGS, "--output_dir", output)
+        run("collect_runs", *FLAGS, "--output_dir", output)
     resumed = [*FLAGS, "--resume_from_checkpoint", "latest", "--output_dir", output]
     with pytest.raises(FileExistsError, match="other settings"):
-        run("collect_checkpoints", *resumed, "--adam_weight_decay", "0.5")
+        run("collect_runs", *resumed, "--adam_weight_decay", "0.5")
     assert {path: path.stat().st_mtime_ns for path in state.glob("group-*")} == finished
-    run("collect_checkpoints", *resumed)
+    run("collect_runs", *resumed)
 
     assert written(output) == written(whole)
     assert files_of(state.parent) == set()
 
 
 def test_finished_groups_are_not_computed_again(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    at_once = everything(collected(digits))
+    settings = dataclasses.replace(SETTINGS, target_train_steps=2)
+    at_once = everything(collected(digits, target_train_steps=2))
     trained: list[int] = []
 
     def interrupted_once(*arguments: Any) -> torch.Tensor:
@@ -404,9 +406,9 @@ def test_finished_groups_are_not_computed_again(digits: ImageData, tmp_path: Pat
     monkeypatch.setattr(collecting_runs, "train_group", interrupted_once)
     state = TrainingState(tmp_path)
     with pytest.raises(RuntimeError, match="switched off"):
-        collect_runs(digits, load_target(SETTINGS, digits), SETTINGS, RUNS, state)
+        collect_runs(digits, load_target(settings, digits), settings, state)
     resumed = dataclasses.replace(state, resume_from_checkpoint="latest")
-    zoo = collect_runs(digits, load_target(SETTINGS, digits), SETTINGS, RUNS, resumed)
+    zoo = collect_runs(digits, load_target(settings, digits), settings, resumed)
 
     assert trained == [4, 4, 4, 4, 2]  # the third group, which was interrupted, again
     assert torch.equal(everything(zoo), at_once)
