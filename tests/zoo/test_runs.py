@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from scripts import files_of, run, run_alone, start
-from torch import nn
+from scripts import files_of, run, run_alone
 from transformers import PreTrainedModel
 
 from pdiff_hf import (
@@ -32,7 +29,7 @@ from pdiff_hf import (
 from pdiff_hf.data.images import ImageSplit
 from pdiff_hf.loops import TrainingState
 from pdiff_hf.targets.building import build_network
-from pdiff_hf.targets.networks import ConvNetConfig, ConvNetForImageClassification, MLPConfig, SmallClassifier
+from pdiff_hf.targets.networks import ConvNetConfig, ConvNetForImageClassification
 from pdiff_hf.zoo import runs as collecting_runs
 from pdiff_hf.zoo.run_groups import batch_rows, initial_parameters, run_seed, train_group
 from pdiff_hf.zoo.settings import load_target, target_optimization
@@ -109,10 +106,7 @@ def test_a_run_goes_through_all_images_before_it_sees_one_again():
     for order in orders:
         assert order[:20].sort().values.tolist() == order[20:].sort().values.tolist() == list(range(20))
         assert not torch.equal(order[:20], order[20:])
-
-
-def test_a_batch_may_be_larger_than_the_data_set():
-    assert next(batch_rows(SEEDS, 5, 12)).shape == (4, 12)
+    assert next(batch_rows(SEEDS, 5, 12)).shape == (4, 12)  # a batch may be larger than the data set
 
 
 def test_zoos_of_neighboring_seeds_share_no_run(digits: ImageData):
@@ -223,33 +217,6 @@ def test_canonical_runs_compute_what_they_computed(digits: ImageData):
     assert spread["canonical"] < 0.8 * spread["plain"]  # units are aligned to each other
     assert canonical.collection["runs"]["canonicalize"]
     assert not plain.collection["runs"]["canonicalize"]
-
-
-class NormedConfig(MLPConfig):
-    model_type = "pdiff_test_normed"
-
-
-class Normed(SmallClassifier):
-    """One hidden layer with a LayerNorm, a class of the user's own that no `Auto` class knows."""
-
-    config_class = NormedConfig
-
-    def __init__(self, config: NormedConfig) -> None:
-        super().__init__(config)
-        self.first = nn.Linear(config.image_size**2, 8)
-        self.norm = nn.LayerNorm(8)
-        self.last = nn.Linear(8, config.num_labels)
-        self.post_init()
-
-    def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.last(self.norm(self.first(pixel_values.flatten(1))).relu())
-
-
-def test_a_network_of_the_users_own_is_collected(digits: ImageData):
-    zoo = collected(digits, Normed(NormedConfig(num_labels=10)), canonicalize=True)
-
-    assert zoo.processor.parameter_dim == 64 * 8 + 8 + 2 * 8 + 8 * 10 + 10
-    assert min(zoo.zoo.validation_score) > 0.5
 
 
 def test_whole_convnets_without_running_statistics_are_independent_runs(digits: ImageData):
@@ -369,32 +336,12 @@ def test_shards_made_apart_and_merged_are_the_zoo_made_at_once(whole: Path, tmp_
     assert merged == {n: first.collection["costs"][n] + second.collection["costs"][n] for n in merged}
 
 
-def test_a_killed_collection_goes_on_with_the_missing_groups(whole: Path, tmp_path: Path):
-    output, state = tmp_path / "killed", tmp_path / "killed-state" / "runs"
-    process = start("collect_runs", *FLAGS, "--output_dir", output)
-    while process.poll() is None and not any(state.glob("group-*")):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not output.exists()
-    finished = {path: path.stat().st_mtime_ns for path in state.glob("group-*")}
-
-    with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
-        run("collect_runs", *FLAGS, "--output_dir", output)
-    resumed = [*FLAGS, "--resume_from_checkpoint", "latest", "--output_dir", output]
-    with pytest.raises(FileExistsError, match="other settings"):
-        run("collect_runs", *resumed, "--adam_weight_decay", "0.5")
-    assert {path: path.stat().st_mtime_ns for path in state.glob("group-*")} == finished
-    run("collect_runs", *resumed)
-
-    assert written(output) == written(whole)
-    assert files_of(state.parent) == set()
-
-
-def test_finished_groups_are_not_computed_again(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_collection_goes_on_with_the_missing_groups(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     settings = dataclasses.replace(SETTINGS, target_train_steps=2)
-    at_once = everything(collected(digits, target_train_steps=2))
+    state = TrainingState(tmp_path)
+    resumed = dataclasses.replace(state, resume_from_checkpoint="latest")
     trained: list[int] = []
 
     def interrupted_once(*arguments: Any) -> torch.Tensor:
@@ -403,15 +350,23 @@ def test_finished_groups_are_not_computed_again(digits: ImageData, tmp_path: Pat
             raise RuntimeError("the machine is switched off")
         return train_group(*arguments)
 
-    monkeypatch.setattr(collecting_runs, "train_group", interrupted_once)
-    state = TrainingState(tmp_path)
-    with pytest.raises(RuntimeError, match="switched off"):
-        collect_runs(digits, load_target(settings, digits), settings, state)
-    resumed = dataclasses.replace(state, resume_from_checkpoint="latest")
-    zoo = collect_runs(digits, load_target(settings, digits), settings, resumed)
+    def collect(state: TrainingState | None, settings: MultiRunSettings = settings) -> torch.Tensor:
+        return everything(collect_runs(digits, load_target(settings, digits), settings, state))
 
+    at_once = collect(None)
+    monkeypatch.setattr(collecting_runs, "train_group", interrupted_once)
+    with pytest.raises(RuntimeError, match="switched off"):
+        collect(state)
+    (tmp_path / "runs" / "unfinished-group-000008.safetensors").write_bytes(b"half")  # killed while it was written
+    with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
+        collect(state)
+    with pytest.raises(FileExistsError, match="other settings"):
+        collect(resumed, dataclasses.replace(settings, adam_weight_decay=0.5))
+
+    assert torch.equal(collect(resumed), at_once)
     assert trained == [4, 4, 4, 4, 2]  # the third group, which was interrupted, again
-    assert torch.equal(everything(zoo), at_once)
+    state.clear()
+    assert not [name for name in files_of(tmp_path) if "unfinished" not in name]
 
 
 # From many runs to a report
