@@ -34,7 +34,7 @@ $launch training/train_denoiser.py \
     --autoencoder "$out/autoencoder" \
     --output_dir "$out/pipeline"
 
-echo "4/4  Draw 200 networks and judge them beside the baselines"
+echo "4/4  Draw 200 networks and evaluate them beside the baselines"
 $launch training/evaluate_pipeline.py \
     --pipeline "$out/pipeline" \
     --checkpoints "$out/checkpoints" \

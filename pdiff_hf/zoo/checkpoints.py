@@ -35,6 +35,10 @@ DATASET_FILES = (
 )
 
 
+def _column(name: str, doc: str) -> Any:
+    return property(lambda split: split.columns.get(name), doc=doc)
+
+
 @dataclass(init=False, eq=False)
 class CheckpointSplit:
     """One split: vectors `(n, D)` float32, and columns of n values each.
@@ -69,35 +73,12 @@ class CheckpointSplit:
         if lengths:
             raise CheckpointsError(f"There are {len(parameters)} vectors, but columns of other lengths: {lengths}.")
 
-    @property
-    def run(self) -> list[str]:
-        """Name of the independent training that each checkpoint belongs to."""
-        return self.columns["run"]
-
-    @property
-    def step(self) -> list[int]:
-        """Each checkpoint's place in its run."""
-        return self.columns["step"]
-
-    @property
-    def seed(self) -> list[int]:
-        """Seed of each checkpoint's run."""
-        return self.columns["seed"]
-
-    @property
-    def validation_score(self) -> list[float] | None:
-        """Score of each checkpoint on the validation examples, such as its accuracy; None if not measured."""
-        return self.columns.get("validation_score")
-
-    @property
-    def validation_loss(self) -> list[float] | None:
-        """Mean loss of each checkpoint on the validation examples; None if not measured."""
-        return self.columns.get("validation_loss")
-
-    @property
-    def condition(self) -> list[list[float]] | None:
-        """The vector of numbers that each run was made for; None if the zoo has no conditions."""
-        return self.columns.get("condition")
+    run = _column("run", "Name of the independent training that each checkpoint belongs to.")
+    step = _column("step", "Each checkpoint's place in its run.")
+    seed = _column("seed", "Seed of each checkpoint's run.")
+    validation_score = _column("validation_score", "Score on the validation examples; None if not measured.")
+    validation_loss = _column("validation_loss", "Mean loss on the validation examples; None if not measured.")
+    condition = _column("condition", "The vector of numbers that each run was made for; None without conditions.")
 
     def __len__(self) -> int:
         return len(self.parameters)

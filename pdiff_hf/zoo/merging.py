@@ -25,7 +25,7 @@ from .checkpoints import SPLITS, Checkpoints, CheckpointSplit, load_checkpoints
 from .parquet import CheckpointsError
 from .settings import TrajectorySettings, shared_names
 
-OF_ONE_PART = ("costs", "hardware", "repo_id")  # what parts of one collection may say each for itself
+OF_ONE_PART = ("costs", "hardware", "repo_id")  # what parts of one collection need not have in common
 TRAJECTORY_NAMES = {known.name for known in dataclasses.fields(TrajectorySettings)} - set(shared_names())
 APPEND_ATTEMPTS = 20
 
@@ -133,7 +133,7 @@ def append_checkpoints(
 
 
 def _without_shard(collection: dict[str, Any]) -> dict[str, Any]:
-    """Returns what all shards of a collection say of it, costs apart; it is what the whole says of itself."""
+    """Returns what all shards of a collection have in common, which is what the whole states; costs apart."""
     common = {name: value for name, value in collection.items() if name not in OF_ONE_PART}
     if "runs" in common:
         common["runs"] = {**common["runs"], "run_shard": None}

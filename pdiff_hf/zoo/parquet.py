@@ -158,7 +158,7 @@ def _read_shard(shard: Path, required: pa.Schema, row_bytes: int) -> pa.Table:
             held = sum(g.column(c).total_uncompressed_size for g in groups for c in range(metadata.num_columns))
             if metadata.num_rows * row_bytes > held:
                 raise CheckpointsError(
-                    f"{shard.name} says that it has {metadata.num_rows} rows of {row_bytes} bytes, but holds {held} "
+                    f"{shard.name} claims {metadata.num_rows} rows of {row_bytes} bytes, but holds {held} "
                     "bytes; it is damaged."
                 )
             table = file.read()

@@ -52,13 +52,21 @@ def test_digits_are_partitioned_into_700_300_and_797(split_seed):
     assert images.num_channels == 1
 
 
-def test_digits_are_split_by_the_seed_alone():
-    first, again, other = (load_images("digits", image_size=8, split_seed=seed) for seed in (3, 3, 4))
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_images_are_split_by_the_seed_alone(tmp_path, source):
+    if source == "folder":
+        write_split(tmp_path, "train", [0, 1] * 40)
+    name = str(tmp_path) if source == "folder" else source
 
-    assert torch.equal(first.train.pixels, again.train.pixels)
-    assert torch.equal(first.test.labels, again.test.labels)
-    assert pictures(first.train) != pictures(other.train)
-    assert pictures(first.test) != pictures(other.test)
+    first, again, other = (load_images(name, image_size=6, split_seed=seed) for seed in (3, 3, 4))
+    few = load_images(name, image_size=6, split_seed=3, max_train_images=20)
+
+    for split in ("train", "validation", "test"):
+        assert torch.equal(getattr(first, split).pixels, getattr(again, split).pixels)
+        assert pictures(getattr(first, split)) != pictures(getattr(other, split))
+    assert torch.equal(few.train.labels, first.train.labels[:20])
+    assert torch.equal(few.validation.pixels, first.validation.pixels)
+    assert torch.equal(few.test.pixels, first.test.pixels)
 
 
 def test_train_images_are_normalized():
@@ -69,16 +77,6 @@ def test_train_images_are_normalized():
     assert pixel_values.shape == (700, 1, 16, 16)
     assert abs(float(pixel_values.mean())) < 1e-3
     assert abs(float(pixel_values.std()) - 1) < 1e-3
-
-
-def test_fewer_train_images_leave_the_other_splits_as_they_are():
-    all_images = load_images("digits", image_size=8)
-
-    few = load_images("digits", image_size=8, max_train_images=50)
-
-    assert torch.equal(few.train.labels, all_images.train.labels[:50])
-    assert torch.equal(few.validation.pixels, all_images.validation.pixels)
-    assert torch.equal(few.test.pixels, all_images.test.pixels)
 
 
 @pytest.mark.parametrize(
@@ -114,17 +112,6 @@ def test_floating_point_labels_are_values_to_predict(tmp_path, dtype):
     labels = torch.cat([images.train.labels, images.validation.labels, images.test.labels])
     assert labels.dtype == torch.float32
     assert labels.sort().values.tolist() == values
-
-
-def test_splits_of_a_folder_are_drawn_by_the_seed(tmp_path):
-    write_split(tmp_path, "train", [0, 1] * 20)
-
-    first, again, other = (load_images(str(tmp_path), image_size=6, split_seed=seed) for seed in (3, 3, 4))
-
-    assert torch.equal(first.train.pixels, again.train.pixels)
-    assert torch.equal(first.validation.pixels, again.validation.pixels)
-    assert pictures(first.validation) != pictures(other.validation)
-    assert pictures(first.test) != pictures(other.test)
 
 
 @pytest.mark.parametrize(("mode", "num_channels"), [("L", 1), ("RGB", 3)])
@@ -169,14 +156,10 @@ def test_images_that_cannot_be_learned_from_are_refused(tmp_path, split, labels,
         load_images(str(tmp_path))
 
 
-def test_missing_folder_is_named(tmp_path):
+def test_missing_folders_and_columns_are_named(tmp_path):
     with pytest.raises(ImageDataError, match=r"No images were found under .*nowhere': it is not a folder here"):
         load_images(str(tmp_path / "nowhere"))
-
-
-def test_missing_label_column_is_named(tmp_path):
-    features = datasets.Features({"image": datasets.Image(), "kind": datasets.Value("string")})
-    rows = datasets.Dataset.from_dict({"image": [Image.new("L", (4, 4))], "kind": ["cat"]}, features=features)
+    rows = datasets.Dataset.from_dict({"image": [Image.new("L", (4, 4))], "kind": ["cat"]})
     rows.to_parquet(tmp_path / "train-00000-of-00001.parquet")
 
     with pytest.raises(ImageDataError, match=r"No ClassLabel column among \['image', 'kind'\].*--label_column"):

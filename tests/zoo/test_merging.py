@@ -41,6 +41,8 @@ def assert_same_rows(ours: CheckpointSplit, theirs: CheckpointSplit) -> None:
 
 def test_parts_in_any_order_give_the_whole_sorted_by_run_and_step(tiny_checkpoints: Checkpoints):
     first, second, third = shards(tiny_checkpoints, 3)
+    for one in (first, second, third):  # targets that hold the averages of their own parts have one trunk
+        one.processor.load_into(one.target_model, one.zoo.parameters.mean(0))
 
     merged = merge_checkpoints([third, first, second])
 
@@ -52,38 +54,21 @@ def test_parts_in_any_order_give_the_whole_sorted_by_run_and_step(tiny_checkpoin
     assert merged.collection["settings"]["dataset_name"] == "digits"
     assert merged.collection["runs"]["run_shard"] is None
     assert merged.preprocessing == tiny_checkpoints.preprocessing
-
-
-def test_the_target_holds_the_average_of_the_merged_zoo(tiny_checkpoints: Checkpoints):
-    merged = merge_checkpoints(shards(tiny_checkpoints, 2))
-
     average = merged.processor.flatten(merged.target_model.state_dict())
     assert torch.equal(average, merged.zoo.parameters.mean(0))
 
 
-def test_parts_whose_targets_hold_their_own_averages_have_one_trunk(tiny_checkpoints: Checkpoints):
-    first, second = shards(tiny_checkpoints, 2)
-    for half in (first, second):
-        half.processor.load_into(half.target_model, half.zoo.parameters.mean(0))
+def test_shards_that_do_not_make_one_whole_are_refused(tiny_checkpoints: Checkpoints):
+    quarters, no_shard = shards(tiny_checkpoints, 4), part(tiny_checkpoints, range(1, 24, 2))
+    no_shard.collection["runs"] = {"num_runs": 2, "run_shard": None}
 
-    assert len(merge_checkpoints([first, second]).zoo) == 24
-
-
-def test_missing_and_doubled_shards_are_named(tiny_checkpoints: Checkpoints):
-    given = shards(tiny_checkpoints, 4)
-
-    with pytest.raises(CheckpointsError, match=r"2/4, 4/4 missing and 3/4 doubled") as raised:
-        merge_checkpoints([given[0], given[2], given[2]])
-
-    assert_sentence(raised.value)
-
-
-def test_shards_of_two_divisions_are_refused(tiny_checkpoints: Checkpoints):
-    for others in ([shards(tiny_checkpoints, 3)[1]], [part(tiny_checkpoints, range(1, 24, 2))]):
-        if others[0].collection.get("runs") is None:
-            others[0].collection["runs"] = {"num_runs": 2, "run_shard": None}
-        with pytest.raises(CheckpointsError, match="not parts of one division") as raised:
-            merge_checkpoints([shards(tiny_checkpoints, 2)[0], *others])
+    for parts, message in (
+        ([quarters[0], quarters[2], quarters[2]], r"2/4, 4/4 missing and 3/4 doubled"),
+        ([quarters[0], shards(tiny_checkpoints, 3)[1]], "not parts of one division"),
+        ([quarters[0], no_shard], "not parts of one division"),
+    ):
+        with pytest.raises(CheckpointsError, match=message) as raised:
+            merge_checkpoints(parts)
         assert_sentence(raised.value)
 
 
@@ -143,14 +128,6 @@ def test_other_layouts_settings_preprocessing_and_trunks_are_refused(tiny_checkp
         assert_sentence(raised.value)
     with pytest.raises(CheckpointsError, match="at least one"):
         merge_checkpoints([])
-
-
-def test_parts_of_unknown_origin_merge(tiny_checkpoints: Checkpoints):
-    halves = [part(tiny_checkpoints, range(i, 24, 2)) for i in (0, 1)]
-    for half in halves:
-        half.collection = {}
-
-    assert merge_checkpoints(halves).collection == {}
 
 
 def test_runs_join_those_of_the_first_format_whose_settings_named_a_trajectory_too(tiny_checkpoints: Checkpoints):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from scripts import files_of, run, run_alone
 from transformers import PreTrainedModel
 
@@ -278,18 +279,18 @@ def test_runs_that_diverge_are_named(digits: ImageData):
         collected(digits, target_learning_rate=1e30)
 
 
-def test_mixed_precision_is_refused(digits: ImageData):
+def test_mixed_precision_and_processes_that_do_not_know_of_each_other_are_refused(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    with pytest.raises(RuntimeError, match=r"2 processes were started.*ACCELERATE_USE_CPU"):
+        collected(digits)
+    monkeypatch.undo()
+    AcceleratorState._reset_state(True)
     Accelerator(mixed_precision="bf16")
 
     with pytest.raises(ValueError, match=r"float32, but mixed precision 'bf16'.*--mixed_precision"):
-        collected(digits)
-
-
-def test_processes_that_do_not_know_of_each_other_are_refused(digits: ImageData, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-
-    with pytest.raises(RuntimeError, match=r"2 processes were started.*ACCELERATE_USE_CPU"):
         collected(digits)
 
 

@@ -59,27 +59,22 @@ def callback_of(**changes) -> CheckpointCallback:
     return CheckpointCallback(**{**settings, **changes})
 
 
-def test_checkpoints_are_recorded_in_alternating_blocks(mlp, train):
+def test_checkpoints_are_recorded_in_alternating_blocks(mlp, train, random_images):
     callback = callback_of()
+    with pytest.raises(CheckpointsError, match="Nothing was recorded"):
+        callback.checkpoints()
 
     train(mlp, callback, callback.num_steps)
 
-    splits = callback.checkpoints().splits
+    checkpoints = callback.checkpoints()
+    splits = checkpoints.splits
     assert callback.num_steps == 3 + 2 * 15
     assert splits["train"].step == [5, 7, 9, 21, 23, 25]
     assert splits["validation"].step == [13, 29]
     assert splits["test"].step == [17, 33]
     assert set(splits["train"].run) == {"seed-0"}
     assert len(splits["train"].parameters.unique(dim=0)) == 6
-
-
-def test_last_checkpoint_is_the_network_as_it_stands(mlp, train, random_images):
-    callback = callback_of()
-
-    train(mlp, callback, callback.num_steps)
-
-    checkpoints = callback.checkpoints()
-    network = build_network(checkpoints.target_model, checkpoints.processor, checkpoints.splits["test"].parameters[-1])
+    network = build_network(checkpoints.target_model, checkpoints.processor, splits["test"].parameters[-1])
     assert torch.equal(network(random_images(mlp, 3)).logits, mlp(random_images(mlp, 3)).logits)
 
 
@@ -140,11 +135,6 @@ def test_training_that_resumes_inside_the_zoo_is_refused(mlp, rows, tmp_path):
         Trainer(mlp, arguments, train_dataset=rows.with_format("torch"), callbacks=[callback]).train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-5")
         )
-
-
-def test_nothing_recorded_is_said(mlp):
-    with pytest.raises(CheckpointsError, match="Nothing was recorded"):
-        callback_of().checkpoints()
 
 
 def test_recorded_checkpoints_are_measured(mlp, train, rows):
