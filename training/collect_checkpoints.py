@@ -12,7 +12,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
 from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.loops import TrainingState
 from pdiff_hf.settings import HubSettings, RunSettings
 from pdiff_hf.zoo.checkpoints import Checkpoints
 from pdiff_hf.zoo.runs import MultiRunSettings, collect_runs
@@ -29,21 +28,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if accelerator.is_main_process:
         hub.prepare_push(run.output_dir, "dataset")
-    state = TrainingState.from_run(run, all_processes=runs.num_runs > 0)
     checkpoints: Checkpoints | None = None
     if runs.num_runs:
         images = load_images_of(settings)
-        checkpoints = collect_runs(images, load_target(settings, images), settings, runs, state)
+        checkpoints = collect_runs(images, load_target(settings, images), settings, runs, run)
     elif accelerator.is_main_process:
         images = load_images_of(settings)
-        checkpoints = collect(images, load_target(settings, images), settings, state)
+        checkpoints = collect(images, load_target(settings, images), settings, run)
     if checkpoints is not None and accelerator.is_main_process:
         checkpoints.save(run.output_dir)
-        state.clear()
+        run.clear()
         hub.push(run.output_dir)
     accelerator.wait_for_everyone()
     if accelerator.is_local_main_process:
-        state.clear()  # what other machines saved on disks of their own
+        run.clear()  # what other machines saved on disks of their own
     accelerator.end_training()
 
 

@@ -33,16 +33,16 @@ class MLPParameterDenoiser(ModelMixin, ConfigMixin):
     The output layers start at zero. In v-prediction (Salimans & Ho 2022, arXiv 2202.00512) a zero output is the exact
     denoiser of a standard Gaussian, which is what whitened latents look like before anything is learned: training
     starts at the Gaussian in the generator's own codes and learns what departs from it.
-
-    Args:
-        latent_dim: Length of a latent.
-        width: Units of the hidden layers.
-        num_blocks: Residual blocks.
-        time_embedding_dim: Length of the sinusoidal time embedding.
     """
 
     @register_to_config
-    def __init__(self, latent_dim: int, width: int = 128, num_blocks: int = 2, time_embedding_dim: int = 128) -> None:
+    def __init__(
+        self,
+        latent_dim: int,  # length of a latent
+        width: int = 128,  # units of the hidden layers
+        num_blocks: int = 2,  # residual blocks
+        time_embedding_dim: int = 128,  # length of the sinusoidal time embedding
+    ) -> None:
         super().__init__()
         self.time_embedding = nn.Sequential(nn.Linear(time_embedding_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.input = nn.Linear(latent_dim, width)

@@ -14,16 +14,16 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from ..loops import TrainingState, make_optimizer, seeded, step_generator
+from ..loops import RunSettings, make_optimizer, seeded, step_generator
 from ..settings import OptimizationSettings
 from ..targets.processing_parameters import ParameterProcessor
 
-ORDER, AUGMENTATION = 0, 1  # streams of a run's own randomness
+ORDER, AUGMENTATION = "order", "augmentation"  # streams of a run's own randomness
 
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
-def run_seed(seed: int, run: int, stream: int) -> int:
+def run_seed(seed: int, run: int, stream: str) -> int:
     """Returns the seed of one run, in [0, 2**63); runs of zoos with different seeds have nothing in common."""
     return int(torch.randint(2**63 - 1, (), generator=step_generator(seed, run, stream)))
 
@@ -163,7 +163,7 @@ class SavedGroups:
         FileExistsError: If there are groups and nothing was said of resuming, or they are of another collection.
     """
 
-    def __init__(self, state: TrainingState, identity: str) -> None:
+    def __init__(self, state: RunSettings, identity: str) -> None:
         self.folder, self.identity = state.folder, identity
         saved = sorted(self.folder.glob("group-*.safetensors"))
         if saved and state.resume_from_checkpoint is None:

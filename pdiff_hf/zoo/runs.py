@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ..data.images import ImageData, augment
 from ..hub.cards import describe_hardware
-from ..loops import TrainingState, finish_trackers
+from ..loops import RunSettings, finish_trackers, make_accelerator
 from ..settings import OptimizationSettings, setting
 from ..targets.processing_parameters import NonFiniteParametersError, ParameterProcessor
 from ..targets.subsets import make_processor
@@ -30,7 +30,7 @@ from .merging import read_shard
 from .run_groups import RunGroup, SavedGroups, initial_parameters, run_seed, train_group
 from .trajectory import CollectionSettings, target_optimization, train_network, validation_figures
 
-RUNS, REFERENCE = 2, 3  # streams from which seeds are drawn; 0 and 1 belong to `collecting`
+RUNS, REFERENCE = "runs", "references"  # streams from which seeds are drawn; 0 and 1 belong to `collecting`
 SYMMETRY_IMAGES = 16
 # Units are aligned to the average of a few runs, which leaves less spread than one run does; more runs gain little.
 REFERENCE_RUNS, ALIGNMENT_ROUNDS = 16, 4
@@ -57,7 +57,7 @@ def collect_runs(
     model: PreTrainedModel,
     settings: CollectionSettings,
     runs: MultiRunSettings,
-    state: TrainingState | None = None,
+    state: RunSettings | None = None,
 ) -> Checkpoints:
     """Trains many networks of one architecture and returns their last checkpoints, the same in every process.
 
@@ -90,7 +90,7 @@ def collect_runs(
     groups, recorded = _groups(runs), _recorded_steps(settings, runs)
     _require_shared_statistics(model, processor, runs)
     optimization = target_optimization(settings, settings.target_train_steps)
-    accelerator = Accelerator() if state is None else state.make_accelerator(optimization)
+    accelerator = make_accelerator(state, optimization)
     if accelerator.mixed_precision != "no":
         raise ValueError(
             f"Runs are trained in float32, but mixed precision {accelerator.mixed_precision!r} was asked for; "
@@ -201,11 +201,11 @@ def _train_trunk(
     model: PreTrainedModel,
     settings: CollectionSettings,
     runs: MultiRunSettings,
-    state: TrainingState | None,
+    state: RunSettings | None,
 ) -> None:
     """Trains the network from which all runs branch, in the main process, and hands it to the others."""
     if runs.trunk_steps and accelerator.is_main_process:
-        beside = None if state is None else replace(state.beside("trunk"), all_processes=False)
+        beside = None if state is None else state.beside("trunk", main_process_only=True)
         optimization = target_optimization(settings, runs.trunk_steps)
         model.train().requires_grad_(True)
         train_network(model, images, settings, optimization, "training the trunk", beside)

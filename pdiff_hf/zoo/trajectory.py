@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
@@ -16,14 +15,23 @@ from ..data.images import ImageData, ImageSplit, Preprocessing, augment, load_im
 from ..data.inputs import LabeledData
 from ..data.named_datasets import DATASETS
 from ..hub.cards import describe_hardware
-from ..loops import Stopwatch, TrainingState, log_loss, make_optimizer, seeded, step_generator, training_steps
+from ..loops import (
+    RunSettings,
+    Stopwatch,
+    log_loss,
+    make_accelerator,
+    make_optimizer,
+    seeded,
+    step_generator,
+    training_steps,
+)
 from ..settings import OptimizationSettings, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
 from ..targets.inference import network_predictions
 from ..targets.processing_parameters import ParameterProcessor
 from .checkpoints import CheckpointRecorder, Checkpoints, interleaved_splits
 
-BATCHES, TRAJECTORY = 0, 1  # streams of step-seeded randomness
+BATCHES, TRAJECTORY = "batches", "trajectory"  # streams of step-seeded randomness
 
 
 @dataclass
@@ -157,7 +165,7 @@ def target_optimization(settings: CollectionSettings, max_train_steps: int) -> O
 
 
 def collect(
-    images: ImageData, model: PreTrainedModel, settings: CollectionSettings, state: TrainingState | None = None
+    images: ImageData, model: PreTrainedModel, settings: CollectionSettings, state: RunSettings | None = None
 ) -> Checkpoints:
     """Trains the target and records its zoo, in this process alone.
 
@@ -220,8 +228,8 @@ def collect(
     return checkpoints
 
 
-def _beside(state: TrainingState | None, name: str) -> TrainingState | None:
-    return None if state is None else state.beside(name)
+def _beside(state: RunSettings | None, name: str) -> RunSettings | None:
+    return None if state is None else state.beside(name, main_process_only=True)
 
 
 def _schedule(settings: CollectionSettings) -> list[str | None]:
@@ -241,7 +249,7 @@ def train_network(
     settings: CollectionSettings,
     optimization: OptimizationSettings,
     description: str,
-    state: TrainingState | None,
+    state: RunSettings | None,
     recording: tuple[CheckpointRecorder, list[str | None], str] | None = None,
 ) -> float:
     """Trains what requires grad; with `recording`, keeps the steps that the schedule names, of branches the test ones.
@@ -249,7 +257,7 @@ def train_network(
     An accelerator of its own holds what this stage saves. Returns the seconds it took.
     """
     watch = Stopwatch()
-    accelerator = Accelerator() if state is None else state.make_accelerator(optimization)
+    accelerator = make_accelerator(state, optimization)
     model.to(accelerator.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, lr_scheduler = make_optimizer(trained, optimization)

@@ -23,7 +23,7 @@ from pdiff_hf import (
 )
 from pdiff_hf.data.inputs import BatchError
 from pdiff_hf.evaluation import audit, evaluate, write_report
-from pdiff_hf.fitting.fitting import describe_fit
+from pdiff_hf.fitting.pipeline import describe_fit
 from pdiff_hf.loops import seeded
 from pdiff_hf.targets import inference
 

@@ -30,7 +30,7 @@ from pdiff_hf import (
     network_logits,
 )
 from pdiff_hf.data.images import ImageSplit
-from pdiff_hf.loops import TrainingState
+from pdiff_hf.settings import RunSettings
 from pdiff_hf.targets.building import build_network
 from pdiff_hf.targets.networks import ConvNetConfig, ConvNetForImageClassification, MLPConfig, SmallClassifier
 from pdiff_hf.zoo import runs as collecting_runs
@@ -402,7 +402,7 @@ def test_finished_groups_are_not_computed_again(digits: ImageData, tmp_path: Pat
         return train_group(*arguments)
 
     monkeypatch.setattr(collecting_runs, "train_group", interrupted_once)
-    state = TrainingState(tmp_path)
+    state = RunSettings(str(tmp_path))
     with pytest.raises(RuntimeError, match="switched off"):
         collect_runs(digits, load_target(SETTINGS, digits), SETTINGS, RUNS, state)
     resumed = dataclasses.replace(state, resume_from_checkpoint="latest")
@@ -418,7 +418,7 @@ def test_finished_groups_are_not_computed_again(digits: ImageData, tmp_path: Pat
 def test_many_runs_go_from_the_script_to_a_report(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     few = ["--max_train_steps", "3", "--train_batch_size", "4"]
     stages = ["--checkpoints", whole, "--autoencoder", tmp_path / "autoencoder"]
-    run("train_autoencoder", *stages[:2], "--latent_dim", "4", "--output_dir", tmp_path / "autoencoder")
+    run("train_autoencoder", *stages[:2], "--config", '{"latent_dim": 4}', "--output_dir", tmp_path / "autoencoder")
     run("train_denoiser", *stages, *few, "--output_dir", tmp_path / "pipeline")
     report = ["--pipeline", tmp_path / "pipeline", "--checkpoints", whole, "--output_dir", tmp_path / "report"]
     run("evaluate_pipeline", *report, "--num_models", "3", "--num_baseline_models", "3")
