@@ -21,7 +21,7 @@ from .._registration import COMPONENTS, component_class
 from ..folders import shipped_folder
 from ..settings import OptimizationSettings, RunSettings, setting
 
-RECIPES = ("fast", "paper")
+RECIPES = sorted(path.stem for path in shipped_folder("recipes").glob("*.yaml"))
 
 
 class RecipeError(ValueError):
@@ -142,7 +142,7 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
         text = Path(recipe).read_text(encoding="utf-8")
     else:
         raise RecipeError(
-            f"There is no recipe {str(recipe)!r}; pass one of {list(RECIPES)} or the path of a YAML file."
+            f"There is no recipe {str(recipe)!r}; pass one of {RECIPES} or the path of a YAML file."
         )
     try:
         sections = yaml.safe_load(text)
