@@ -141,9 +141,7 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
     elif Path(recipe).is_file():
         text = Path(recipe).read_text(encoding="utf-8")
     else:
-        raise RecipeError(
-            f"There is no recipe {str(recipe)!r}; pass one of {RECIPES} or the path of a YAML file."
-        )
+        raise RecipeError(f"There is no recipe {str(recipe)!r}; pass one of {RECIPES} or the path of a YAML file.")
     try:
         sections = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -16,10 +16,10 @@ from torch import nn
 class ParameterDenoiser(ModelMixin, ConfigMixin):
     """The 1-D convolutional denoiser of Neural Network Diffusion (arXiv 2402.13144v3, section 3.2 and appendix).
 
-    The latent `(n, latent_dim)` is treated as a signal of one channel; eight convolutions of stride 1 process
+    The latent `(n, latent_dim)` is treated as a signal of one channel; eight convolutions of stride 1 widen and narrow
     it, with additive skips between layers of equal width, and the time embedding is added along the latent before
-    each of them. With kernel 7 an output sees 49 neighboring positions: latents further apart than 24 are drawn
-    independently given the time. That limit belongs to the published method and is kept.
+    each of them. With kernel 7 an output depends on 49 neighboring positions, so latents more than 24 apart are
+    sampled independently given the time. This limit of the published method is kept.
 
     Difference from the published code: outside training the BatchNorms use running statistics, so that a sample does
     not depend on its batch.
@@ -46,11 +46,11 @@ class ParameterDenoiser(ModelMixin, ConfigMixin):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet1DOutput | tuple[torch.Tensor]:
-        """Predicts what the scheduler's `prediction_type` names.
+        """Predicts the noise or the velocity, as the scheduler's `prediction_type` states.
 
         Args:
             sample: Noisy standardized latents `(n, latent_dim)`.
-            timestep: One time for all, or `(n,)`.
+            timestep: One timestep for all latents, or `(n,)`.
             return_dict: `False` for a plain tuple.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))

@@ -18,7 +18,7 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
 
     With the zoo's mean m, its first principal directions V (orthonormal rows) and the standard deviations s of the
     codes along them, `encode(x) = V (x - m) / s` and `decode(z) = m + V^T (s z)`. Over the zoo the latents have mean 0
-    and unit variance, and `decode(0)` is the average network. Statistics stay float32 under any cast.
+    and unit variance, and `decode(0)` is the average network. Statistics stay float32 under any dtype conversion.
     """
 
     _keep_in_fp32_modules = ["mean", "components", "latent_std"]
@@ -48,7 +48,7 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
         Args:
             parameters: The zoo's parameter vectors, `(n, D)`.
             sizes: Lengths of the tensors of a vector; principal directions do not depend on them.
-            latent_dim: Number of codes; by default the fewest that hold `explained_variance` of the zoo's variance.
+            latent_dim: Number of codes; by default the fewest that explain `explained_variance` of the zoo's variance.
             explained_variance: Share of the variance, in (0, 1].
 
         Raises:
