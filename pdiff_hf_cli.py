@@ -144,12 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--revision", help="branch, tag or commit")
     one.add_argument("--num_models", type=int, default=1, metavar="N", help="how many networks (default: 1)")
     one.add_argument("--output_dir", metavar="FOLDER", help="write them to 00000/, 00001/, … of this folder")
-    one.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="network i is drawn with seed + i, so that it can be drawn alone (default: 0)",
-    )
+    one.add_argument("--seed", type=int, default=0, help="network i has seed + i and can be drawn alone (default: 0)")
     one.add_argument("--temperature", type=float, default=1.0, help="1 as trained, 0 the average (default: 1)")
     one.add_argument("--num_inference_steps", type=int, metavar="N", help="steps of the sampler")
     _add_push_to(one, "push them to this repository")
@@ -167,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--private", action="store_true", help="make the repository private")
     one.add_argument("--message", help="title of the commit")
     one.add_argument(
-        "--append", action="store_true", help="add the rows of a checkpoints dataset to those that are there"
+        "--append", action="store_true", help="add the rows of a checkpoints dataset to the existing ones"
     )
     one.add_argument(
         "--remote_code", action="store_true", help="also make the branch remote-code, which works without this package"

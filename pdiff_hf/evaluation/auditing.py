@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from ..evaluation import evaluate, metrics_table, summarize, write_report
+from ..evaluation import evaluate, write_report
 from ..fitting.pipeline import describe_fit
 from ..folders import require_writable_folder
-from ..pipelines.card import read_metrics
+from ..pipelines.card import metrics_table, read_metrics, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, setting
 from ..zoo.checkpoints import load_checkpoints

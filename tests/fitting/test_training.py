@@ -350,7 +350,7 @@ def one_thread() -> Iterator[None]:
     ("script", "settings"),
     [
         ("train_denoiser", ["--max_train_steps", "200", "--train_batch_size", "8", "--ema_decay", "0.9"]),
-        ("train_autoencoder", ["--max_train_steps", "40", "--train_batch_size", "4"]),
+        ("train_autoencoder", ["--max_train_steps", "60", "--train_batch_size", "4"]),
     ],
 )
 def test_a_killed_training_resumes_bit_for_bit(
@@ -396,7 +396,7 @@ BOTH = """
 import json, sys
 from accelerate import Accelerator
 from scripts import run
-print("processes:", Accelerator().num_processes, flush=True)
+assert Accelerator().num_processes == 2  # no single process twice
 for script, arguments in json.loads(sys.argv[1]):
     run(script, *arguments)
 """
@@ -423,7 +423,6 @@ def test_two_processes_make_what_one_makes(
     )
 
     assert launched.returncode == 0, launched.stderr
-    assert launched.stdout.count("processes: 2") == 2  # it is no single process twice
     weights = "denoiser/diffusion_pytorch_model.safetensors"
     one, both = load_file(tmp_path / "one" / weights), load_file(tmp_path / "two" / weights)
     assert one.keys() == both.keys()
