@@ -134,12 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--revision", help="branch, tag or commit")
     one.add_argument("--json", action="store_true", help="print JSON")
 
-    one = command(
-        sample,
-        "sample",
-        "draw networks that plain transformers loads",
-        "org/generator --num_models 10 --output_dir drawn",
-    )
+    example = "org/generator --num_models 10 --output_dir drawn"
+    one = command(sample, "sample", "draw networks that plain transformers loads", example)
     one.add_argument("pipeline", help="a folder, or an id on the Hub")
     one.add_argument("--revision", help="branch, tag or commit")
     one.add_argument("--num_models", type=int, default=1, metavar="N", help="how many networks (default: 1)")
@@ -147,32 +143,22 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, help="network i has seed + i and can be drawn alone (default: 0)")
     one.add_argument("--temperature", type=float, default=1.0, help="1 as trained, 0 the average (default: 1)")
     one.add_argument("--num_inference_steps", type=int, metavar="N", help="steps of the sampler")
-    _add_push_to(one, "push them to this repository")
+    one.add_argument("--push_to", metavar="ORG/NAME", help="push them to this repository")
+    one.add_argument("--private", action="store_true", help="make that repository private")
 
     commands.add_parser("audit", help=AUDIT)  # `main` hands its flags on before they are parsed here
 
-    one = command(
-        push,
-        "push",
-        "push a pipeline, a checkpoints dataset or drawn networks",
-        "runs/pipeline org/generator --private",
-    )
+    example = "runs/pipeline org/generator --private"
+    one = command(push, "push", "push a pipeline, a checkpoints dataset or drawn networks", example)
     one.add_argument("folder", help="what a script, save_pretrained or Checkpoints.save wrote")
     one.add_argument("repo_id", help="for example org/name; created if missing")
     one.add_argument("--private", action="store_true", help="make the repository private")
     one.add_argument("--message", help="title of the commit")
-    one.add_argument(
-        "--append", action="store_true", help="add the rows of a checkpoints dataset to the existing ones"
-    )
+    one.add_argument("--append", action="store_true", help="add the rows of a checkpoints dataset to those there")
     one.add_argument(
         "--remote_code", action="store_true", help="also make the branch remote-code, which works without this package"
     )
     return parser
-
-
-def _add_push_to(parser: argparse.ArgumentParser, help: str) -> None:
-    parser.add_argument("--push_to", metavar="ORG/NAME", help=help)
-    parser.add_argument("--private", action="store_true", help="make that repository private")
 
 
 if __name__ == "__main__":
