@@ -48,7 +48,7 @@ class ComponentSettings(OptimizationSettings):
     type: str = ""
     config: Config = field(
         default_factory=Config,
-        metadata={"help": "Constructor arguments as JSON, merged over the recipe's; dropped if --type changes."},
+        metadata={"help": "Constructor arguments as JSON, merged over the recipe's unless --type changes."},
     )
 
     def __post_init__(self) -> None:

@@ -286,7 +286,7 @@ def test_the_figures_of_a_card_are_those_of_the_metrics(made: Made):
     assert ModelCard(text).data.eval_results  # the Hub's own client reads them too
     for name, seconds in made.metrics["costs"].items():
         assert f"| {name.removesuffix('_seconds')} | {seconds:.2f} |" in text
-    assert "`latent_dim=4`" in text
+    assert "'latent_dim': 4" in text
     assert json.loads((made.evaluated / "metrics.json").read_text()) == made.metrics
 
 

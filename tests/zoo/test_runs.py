@@ -55,7 +55,7 @@ FLAGS = [
     *("--num_runs", "8", "--num_validation_runs", "3", "--num_test_runs", "3", "--runs_per_group", "4"),
     *("--checkpoints_per_run", "2", "--checkpoint_interval", "5", "--canonicalize"),
 ]
-SEEDS = [run_seed(0, number, stream=2) for number in range(4)]
+SEEDS = [run_seed(0, number, stream="runs") for number in range(4)]
 
 
 @pytest.fixture(scope="module")
