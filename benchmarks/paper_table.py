@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from pdiff_hf import Checkpoints, Recipe, TrajectorySettings, collect, fit, load_checkpoints, load_recipe
 from pdiff_hf.evaluation import evaluate
+from pdiff_hf.fitting.settings import AutoencoderSettings, DenoiserSettings
 from pdiff_hf.folders import write_json
 from pdiff_hf.hub.cards import describe_hardware
 from pdiff_hf.zoo.settings import load_images_of, load_target
@@ -106,9 +107,10 @@ def costs(checkpoints: Checkpoints) -> dict[str, float]:
 
 def with_settings(recipe: Recipe, changes: dict[str, dict[str, Any]], seed: int) -> Recipe:
     """Returns a recipe with a cell's changes and a generator seed."""
+    settings = merged(dataclasses.asdict(recipe), changes)
     return Recipe(
-        autoencoder=dataclasses.replace(recipe.autoencoder, **changes.get("autoencoder", {}), seed=seed),
-        denoiser=dataclasses.replace(recipe.denoiser, **changes.get("denoiser", {}), seed=seed),
+        autoencoder=AutoencoderSettings(**settings["autoencoder"] | {"seed": seed}),
+        denoiser=DenoiserSettings(**settings["denoiser"] | {"seed": seed}),
     )
 
 

@@ -1,13 +1,16 @@
 """Neural network diffusion in the Hugging Face ecosystem: draw working networks from one repository."""
 
 # isort: off
-from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
+from . import _registration  # before any component: their names are part of the file format
 # isort: on
 
 from .data.images import ImageData, load_images
 from .data.inputs import TensorData, TensorSplit
 from .evaluation import Audit, audit
-from .fitting.fitting import fit, fit_autoencoder, fit_denoiser
+from .fitting.autoencoder import fit_autoencoder
+from .fitting.denoiser import fit_denoiser
+from .fitting.pipeline import fit
+from .fitting.settings import Recipe, load_recipe
 from .hub.client import (
     CorruptFileError,
     HubAccessError,
@@ -25,7 +28,6 @@ from .models.linear_autoencoder import LinearParameterAutoencoder
 from .models.mlp_denoiser import MLPParameterDenoiser
 from .pipelines.pipeline_output import DrawnNetworks, PDiffPipelineOutput
 from .pipelines.pipeline_pdiff import PDiffPipeline
-from .settings import Recipe, load_recipe
 from .targets.adapters import AdaptedModel
 from .targets.building import build_network
 from .targets.inference import network_logits, network_predictions
@@ -101,3 +103,9 @@ __all__ = [
     "network_predictions",
     "share",
 ]
+
+for _role in _registration.COMPONENTS:  # a new row of the table needs no line here
+    for _class in _registration.component_classes(_role).values():
+        if _class.__name__ not in __all__:
+            globals()[_class.__name__] = _class
+            __all__.append(_class.__name__)

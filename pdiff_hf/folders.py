@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all."""
+"""Folders and files that are written atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class UnwritableFolderError(OSError):
 
 
 def require_writable_folder(folder: str | os.PathLike) -> None:
-    """Raises at once what `replace_folder` would raise after the work is done.
+    """Checks before the work is done that `replace_folder` can write the result.
 
     Raises:
         UnwritableFolderError: If the parent folder cannot be made or written to, or `folder` is a file.
@@ -32,7 +32,7 @@ def require_writable_folder(folder: str | os.PathLike) -> None:
 def replace_folder(folder: str | os.PathLike, stale: str | None = None) -> Iterator[Path]:
     """Yields an empty temporary folder that takes the place of `folder` when the block ends without an error.
 
-    Files and folders of the old one that the new one does not have are carried over, but for those that match `stale`.
+    Files and folders of the old one that the new one does not have are carried over, except those that match `stale`.
 
     Raises:
         UnwritableFolderError: If the parent folder cannot be made or written to, or `folder` is a file.
@@ -86,7 +86,7 @@ def _temporary_beside(path: Path) -> Path:
     except OSError as error:
         raise UnwritableFolderError(
             f"Cannot write {str(path)!r}: its folder {str(path.parent)!r} cannot be written to ({error.strerror}). "
-            "Choose another output folder or mend its permissions."
+            "Choose another output folder or fix its permissions."
         ) from error
 
 

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,70 +23,16 @@ from .settings import OptimizationSettings, RunSettings
 STREAMS = {"batches": 0, "noise": 1, "trajectory": 1, "order": 0, "augmentation": 1, "runs": 2, "references": 3}
 
 
-@dataclass(frozen=True)
-class TrainingState:
-    """Where and how often the state of a training is saved; it holds pickles and is never pushed.
-
-    Args:
-        folder: Holds `checkpoint-{step}` folders.
-        checkpointing_steps: Save every so many steps, and after the last one.
-        checkpoints_total_limit: Keep at most so many, the last one always.
-        resume_from_checkpoint: `latest`, or the path of one `checkpoint-{step}`; the other stages of a script take
-            their latest. A stage without any starts afresh.
-        all_processes: Whether every process runs the loop, or the main process alone.
-        report_to: Trackers that Accelerate knows, or `none`.
-        logging_steps: Log every so many steps.
-        mixed_precision: `no`, `fp16` or `bf16`.
-    """
-
-    folder: Path
-    checkpointing_steps: int = 500
-    checkpoints_total_limit: int = 2
-    resume_from_checkpoint: str | None = None
-    all_processes: bool = True
-    report_to: str = "none"
-    logging_steps: int = 10
-    mixed_precision: str = "no"
-
-    @classmethod
-    def from_run(cls, run: RunSettings, all_processes: bool = True) -> TrainingState:
-        """Reads a script's flags."""
-        resume = run.resume_from_checkpoint
-        if resume not in (None, "latest") and not (Path(resume).is_dir() and _step_of(Path(resume)) is not None):
-            saved = [str(path) for path in sorted(run.state_dir.rglob("checkpoint-*"))]
-            raise FileNotFoundError(f"There is no saved state at {resume!r}; pass 'latest', or one of {saved}.")
-        return cls(
-            run.state_dir,
-            run.checkpointing_steps,
-            run.checkpoints_total_limit,
-            run.resume_from_checkpoint,
-            all_processes,
-            run.report_to,
-            run.logging_steps,
-            run.mixed_precision,
-        )
-
-    def beside(self, name: str) -> TrainingState:
-        """Returns the same settings for another stage of a script, in a folder of its own."""
-        return dataclasses.replace(self, folder=self.folder / name)
-
-    def clear(self) -> None:
-        """Removes the saved states, of all stages beside this one too, once the result is safe; logs stay."""
-        for folder in self.folder.rglob("checkpoint-*"):
-            shutil.rmtree(folder)
-        for group in self.folder.rglob("group-*.safetensors"):
-            group.unlink(missing_ok=True)  # another machine may be clearing the same folder
-
-    def make_accelerator(self, settings: OptimizationSettings) -> Accelerator:
-        """Returns an accelerator for one stage, with its trackers started and told the settings."""
-        trackers = None if self.report_to == "none" else self.report_to
-        accelerator = Accelerator(
-            mixed_precision=self.mixed_precision, log_with=trackers, project_dir=str(self.folder)
-        )
-        if trackers is not None:
-            config = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, int | float | str)}
-            accelerator.init_trackers(self.folder.name, config=config)
-        return accelerator
+def make_accelerator(run: RunSettings | None, settings: OptimizationSettings) -> Accelerator:
+    """Returns an accelerator for one stage, with its trackers started and the settings logged to them."""
+    if run is None:
+        return Accelerator()
+    trackers = None if run.report_to == "none" else run.report_to
+    accelerator = Accelerator(mixed_precision=run.mixed_precision, log_with=trackers, project_dir=str(run.folder))
+    if trackers is not None:
+        config = {k: v if isinstance(v, int | float) else str(v) for k, v in dataclasses.asdict(settings).items()}
+        accelerator.init_trackers(run.folder.name, config=config)
+    return accelerator
 
 
 def step_generator(seed: int, step: int, stream: str = "batches", process: int = 0) -> torch.Generator:
@@ -106,7 +51,7 @@ def step_generator(seed: int, step: int, stream: str = "batches", process: int =
 
 
 class Stopwatch:
-    """Seconds that a stage has taken, those before an interruption among them, if an accelerator saves it."""
+    """Seconds that a stage has taken, including those before an interruption if an accelerator saves it."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -149,72 +94,69 @@ def make_optimizer(
     return optimizer, lr_scheduler
 
 
-def log_loss(accelerator: Accelerator, state: TrainingState | None, step: int, loss: torch.Tensor) -> None:
+def log_loss(accelerator: Accelerator, run: RunSettings | None, step: int, loss: torch.Tensor) -> None:
     """Sends the loss of a step to the trackers, every `logging_steps`."""
-    if state is not None and step % state.logging_steps == 0:
+    if run is not None and step % run.logging_steps == 0:
         accelerator.log({"loss": loss.item()}, step=step)
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
-    """Closes the trackers of one stage; `Accelerator.end_training` would part the processes, too, for good."""
+    """Closes the trackers of one stage; `Accelerator.end_training` would end the process group too."""
     for tracker in accelerator.trackers:
         tracker.finish()
 
 
 def training_steps(
-    accelerator: Accelerator, max_train_steps: int, state: TrainingState | None, description: str
+    accelerator: Accelerator, max_train_steps: int, run: RunSettings | None, description: str
 ) -> Iterator[int]:
     """Yields the numbers of the steps that remain to be done, and saves the state of training between them.
 
     Everything that changes must be known to the accelerator: prepared, or registered for checkpointing. A state is
-    written under a temporary name and renamed, so that a killed process leaves no half of one.
+    written under a temporary name and renamed, so that a killed process leaves no half-written one.
 
     Raises:
-        FileNotFoundError: If `resume_from_checkpoint` names a folder that is not there.
-        FileExistsError: If there is a state of an unfinished training and nothing was said of resuming.
+        FileExistsError: If there is a state of an unfinished training, but resuming was not asked for.
     """
-    first = 0 if state is None else _resume(accelerator, state)
+    first = 0 if run is None else _resume(accelerator, run)
     remaining = range(min(first, max_train_steps), max_train_steps)
     bar = tqdm(remaining, description, initial=first, total=max_train_steps, disable=not accelerator.is_main_process)
     for step in bar:
         yield step
         done = step + 1
-        if state is not None and (done % state.checkpointing_steps == 0 or done == max_train_steps):
-            _save(accelerator, state, done)
+        if run is not None and (done % run.checkpointing_steps == 0 or done == max_train_steps):
+            _save(accelerator, run, done)
 
 
-def _resume(accelerator: Accelerator, state: TrainingState) -> int:
-    if state.resume_from_checkpoint is None:
-        if _saved_states(state.folder):
+def _resume(accelerator: Accelerator, run: RunSettings) -> int:
+    if run.resume_from_checkpoint is None:
+        if _saved_states(run.folder):
             raise FileExistsError(
-                f"{str(state.folder)!r} holds the state of a training that was not finished; pass "
+                f"{str(run.folder)!r} holds the state of a training that was not finished; pass "
                 "--resume_from_checkpoint latest to go on with it, or remove the folder to start afresh."
             )
         return 0
-    folder = Path(state.resume_from_checkpoint)
-    if folder.resolve().parent != state.folder.resolve():  # `latest`, or the state of another stage of the script
-        saved = _saved_states(state.folder)
+    folder = Path(run.resume_from_checkpoint)
+    if folder.resolve().parent != run.folder.resolve():  # `latest`, or the state of another stage of the script
+        saved = _saved_states(run.folder)
         if not saved:
             return 0
         folder = saved[-1]
-    elif not folder.is_dir():
-        raise FileNotFoundError(f"There is no saved state at {str(folder)!r}.")
     accelerator.load_state(str(folder))
     return _step_of(folder) or 0
 
 
-def _save(accelerator: Accelerator, state: TrainingState, step: int) -> None:
+def _save(accelerator: Accelerator, run: RunSettings, step: int) -> None:
     # Every process writes into one folder, whose name they must agree on; it gets its final name when all are done.
-    unfinished, finished = state.folder / f"unfinished-{step}", state.folder / f"checkpoint-{step}"
+    unfinished, finished = run.folder / f"unfinished-{step}", run.folder / f"checkpoint-{step}"
     unfinished.mkdir(parents=True, exist_ok=True)
     accelerator.save_state(str(unfinished))
-    if state.all_processes:
+    if not run.main_process_only:
         accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
     shutil.rmtree(finished, ignore_errors=True)
     unfinished.rename(finished)
-    for old in _saved_states(state.folder)[: -max(1, state.checkpoints_total_limit)]:
+    for old in _saved_states(run.folder)[: -max(1, run.checkpoints_total_limit)]:
         shutil.rmtree(old)
 
 

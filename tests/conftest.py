@@ -241,9 +241,13 @@ def tiny_recipe() -> Recipe:
     """The default recipe, with next to nothing to train."""
     recipe = load_recipe("fast")
     return Recipe(
-        autoencoder=dataclasses.replace(recipe.autoencoder, latent_dim=4),
+        autoencoder=dataclasses.replace(recipe.autoencoder, config={"latent_dim": 4}),
         denoiser=dataclasses.replace(
-            recipe.denoiser, max_train_steps=3, train_batch_size=16, lr_warmup_steps=1, width=16, num_blocks=1
+            recipe.denoiser,
+            config={"width": 16, "num_blocks": 1},
+            max_train_steps=3,
+            train_batch_size=16,
+            lr_warmup_steps=1,
         ),
     )
 

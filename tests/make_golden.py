@@ -22,8 +22,8 @@ from pdiff_hf import (
     make_processor,
 )
 from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.fitting.settings import AutoencoderSettings, DenoiserSettings
 from pdiff_hf.loops import seeded
-from pdiff_hf.settings import AutoencoderSettings, DenoiserSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 SEEDS = (0, 1, 2, 3)
@@ -57,11 +57,10 @@ def main() -> None:
     preprocessing = Preprocessing(image_size=8, mean=(0.3,), std=(0.37,)).to_dict()
     # Spelled out, so that a better recipe changes nothing here.
     recipe = Recipe(
-        autoencoder=AutoencoderSettings(autoencoder_type="linear", latent_dim=8),
+        autoencoder=AutoencoderSettings(type="linear", config={"latent_dim": 8}),
         denoiser=DenoiserSettings(
-            denoiser_type="mlp",
-            width=16,
-            num_blocks=1,
+            type="mlp",
+            config={"width": 16, "num_blocks": 1},
             latent_smoothing=0.0,
             max_train_steps=200,
             train_batch_size=32,

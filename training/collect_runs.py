@@ -13,7 +13,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
 from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.loops import TrainingState
 from pdiff_hf.settings import HubSettings, RunSettings
 from pdiff_hf.zoo.runs import collect_runs
 from pdiff_hf.zoo.settings import MultiRunSettings, load_images_of, load_target
@@ -29,16 +28,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if accelerator.is_main_process:
         hub.prepare_push(run.output_dir, "dataset")
-    state = TrainingState.from_run(run)
     images = load_images_of(settings)
-    checkpoints = collect_runs(images, load_target(settings, images), settings, state)
+    checkpoints = collect_runs(images, load_target(settings, images), settings, run)
     if accelerator.is_main_process:
         checkpoints.save(run.output_dir)
-        state.clear()
+        run.clear()
         hub.push(run.output_dir)
     accelerator.wait_for_everyone()
     if accelerator.is_local_main_process:
-        state.clear()  # what other machines saved on disks of their own
+        run.clear()  # what other machines saved on disks of their own
     accelerator.end_training()
 
 

@@ -12,7 +12,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
 from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.loops import TrainingState
 from pdiff_hf.settings import HubSettings, RunSettings
 from pdiff_hf.zoo.settings import TrajectorySettings, load_images_of, load_target
 from pdiff_hf.zoo.trajectory import collect
@@ -28,10 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if accelerator.is_main_process:
         hub.prepare_push(run.output_dir, "dataset")
-        state = TrainingState.from_run(run, all_processes=False)
         images = load_images_of(settings)
-        collect(images, load_target(settings, images), settings, state).save(run.output_dir)
-        state.clear()
+        collect(images, load_target(settings, images), settings, run).save(run.output_dir)
+        run.clear()
         hub.push(run.output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from accelerate import Accelerator
 
-from pdiff_hf.fitting.fitting import fit_autoencoder
+from pdiff_hf.fitting.autoencoder import fit_autoencoder
+from pdiff_hf.fitting.settings import AutoencoderSettings, parse_with_recipe
 from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
-from pdiff_hf.loops import Stopwatch, TrainingState
-from pdiff_hf.settings import AutoencoderSettings, RunSettings, parse_with_recipe, setting
+from pdiff_hf.loops import Stopwatch
+from pdiff_hf.settings import RunSettings, setting
 from pdiff_hf.zoo.checkpoints import load_checkpoints
 
 
@@ -22,24 +23,22 @@ from pdiff_hf.zoo.checkpoints import load_checkpoints
 class ScriptSettings(RunSettings):
     """What this script takes beside the settings of its stage."""
 
-    checkpoints: str = setting("", "The checkpoints dataset: a folder or a Hub id.")
+    checkpoints: str = field(kw_only=True, metadata={"help": "The checkpoints dataset: a folder or a Hub id."})
     recipe: str = setting("fast", "`fast`, `paper` or the path of a YAML file; flags override it.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags and fits."""
-    run, settings = parse_with_recipe(ScriptSettings, AutoencoderSettings, "autoencoder", __doc__, argv)
+    """Parses the flags, fits the autoencoder and writes it."""
+    run, settings = parse_with_recipe(ScriptSettings, AutoencoderSettings, __doc__, argv)
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
-    state = TrainingState.from_run(run)
     stopwatch = Stopwatch()
-    autoencoder = fit_autoencoder(load_checkpoints(run.checkpoints), settings, state, stopwatch)
+    autoencoder = fit_autoencoder(load_checkpoints(run.checkpoints), settings, run, stopwatch)
     if accelerator.is_main_process:
-        seconds = stopwatch.seconds
         with replace_folder(run.output_dir) as folder:
             autoencoder.save_pretrained(folder)
-            write_json(folder / "training.json", {"settings": asdict(settings), "seconds": seconds})
-        state.clear()
+            write_json(folder / "training.json", {"settings": asdict(settings), "seconds": stopwatch.seconds})
+        run.clear()
     accelerator.wait_for_everyone()
 
 

@@ -1,18 +1,21 @@
-"""A pipeline audited from end to end: drawn from, judged beside the baselines, reported, and its card written."""
+"""The audit of a pipeline end to end; what the script and the command `pdiff-hf audit` run."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from transformers import HfArgumentParser
 
 from ..evaluation import evaluate, write_report
-from ..fitting.fitting import describe_fit
+from ..fitting.pipeline import describe_fit
 from ..folders import require_writable_folder
-from ..pipelines.card import read_metrics
+from ..pipelines.card import metrics_table, read_metrics, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, setting
 from ..zoo.checkpoints import load_checkpoints
@@ -25,36 +28,44 @@ class AuditSettings(HubSettings):
     """What is audited, with how many samples."""
 
     pipeline: str = field(
-        default="", metadata={"help": "The pipeline: a folder or a Hub id. A folder's card gets the report."}
+        kw_only=True, metadata={"help": "The pipeline: a folder or a Hub id. A folder's card gets the report."}
     )
     checkpoints: str = field(
-        default="", metadata={"help": "The checkpoints dataset it was fitted to: a folder or a Hub id."}
+        kw_only=True, metadata={"help": "The checkpoints dataset it was fitted to: a folder or a Hub id."}
     )
-    output_dir: str = field(default="report", metadata={"help": "The report is written here."})
+    output_dir: str = setting("report", "Folder of the report.")
     dataset_name: str | None = setting(None, "Where the images are, if not where the checkpoints were collected.")
     num_models: int = setting(200, "Networks drawn from the generator.")
-    num_baseline_models: int = setting(100, "Networks drawn from each baseline at each setting of its knob.")
+    num_baseline_models: int = setting(100, "Networks drawn from each baseline at each strength.")
     num_inference_steps: int | None = setting(None, "Steps of the sampler; by default the shipped ones.")
     temperature: float = setting(1.0, "Factor on the generator's latents.")
-    seed: int = setting(0, "Decides every sample.")
+    seed: int = setting(0, "Random seed for the samples of the generator and the baselines.")
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None, description: str | None = None) -> None:
+    """Parses the flags, audits on the main process, writes the report and prints its table."""
+    parser = HfArgumentParser(AuditSettings, prog=prog, description=description)
+    (settings,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        metrics = audit_pipeline(settings, accelerator.device)
+        print(f"\n{metrics_table(metrics)}\n\n{summarize(metrics)}\n\nReport and figures: {settings.output_dir}")
+    accelerator.wait_for_everyone()
 
 
 def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Draws networks from a pipeline, judges them, and writes the report, and the card of a pipeline in a folder.
+    """Draws networks from a pipeline, evaluates them, and writes the report, and the card of a pipeline in a folder.
 
-    With `push_to_hub`, the pipeline with its new card, metrics and pictures is pushed: to `hub_model_id`, or, if it
+    With `push_to_hub`, the pipeline with its new card, metrics and figures is pushed: to `hub_model_id`, or, if it
     came from the Hub, back to where it came from.
 
     Returns:
         The content of `metrics.json`.
 
     Raises:
-        ValueError: If the pipeline or the zoo is not named, or the zoo does not say on which images it was collected.
+        ValueError: If the zoo does not record on which images it was collected.
         HubError: If something cannot be fetched or pushed.
     """
-    for name in ("pipeline", "checkpoints"):
-        if not getattr(settings, name):
-            raise ValueError(f"Name the {name} to audit with --{name}: a folder or a Hub id.")
     require_writable_folder(settings.output_dir)
     is_folder = Path(settings.pipeline).is_dir()
     if settings.hub_model_id is None:

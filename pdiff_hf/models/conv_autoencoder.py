@@ -23,21 +23,12 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
     `(n, latent_dim)`; the decoder mirrors this. During training Gaussian noise is added to the
     input and to the latent (section 3.3).
 
-    What is mended here, against the published code:
-    - Encoding and decoding outside training use running statistics of the BatchNorms. The published code leaves them
-      in training mode, so that a decoded network depends on what else is in its batch.
-    - Latents are standardized per dimension before the denoiser sees them; published ones keep whatever scale they
-      have, while the diffusion assumes unit variance.
-    - A tensor without variance is passed through with scale 1 instead of a division by zero.
-    - The target of the reconstruction is the clean vector, not the noised one.
-
-    Args:
-        parameter_dim: Length D of a parameter vector.
-        latent_dim: Length of a latent.
-        channels: Output channels of the encoder's convolutions, each of stride 2.
-        kernel_size: Odd width of every convolution.
-        input_noise: Standard deviation of the noise on the standardized input, in training.
-        latent_noise: Standard deviation of the noise on the latent, in training.
+    Differences from the published code:
+    - Outside training the BatchNorms use running statistics. The published code leaves them in training mode, so that
+      a decoded network depends on the rest of its batch.
+    - Latents are standardized per dimension before diffusion, which assumes unit variance; the published ones are not.
+    - A tensor without variance is scaled by 1; the published code divides by zero.
+    - The reconstruction target is the clean vector, not the noisy one.
     """
 
     _keep_in_fp32_modules = [
@@ -50,16 +41,17 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         "latent_mean",
         "latent_std",
     ]
+    needs_training = True  # `from_zoo` fits the normalization alone
 
     @register_to_config
     def __init__(
         self,
-        parameter_dim: int,
-        latent_dim: int = 128,
-        channels: Sequence[int] = (64, 128, 256, 256, 32),
-        kernel_size: int = 7,
-        input_noise: float = 1e-3,
-        latent_noise: float = 0.1,
+        parameter_dim: int,  # length D of a parameter vector
+        latent_dim: int = 128,  # length of a latent
+        channels: Sequence[int] = (64, 128, 256, 256, 32),  # output channels of the encoder, each of stride 2
+        kernel_size: int = 7,  # odd width of every convolution
+        input_noise: float = 1e-3,  # std of the noise on the standardized input in training, >= 0
+        latent_noise: float = 0.1,  # std of the noise on the latent in training, >= 0
     ) -> None:
         super().__init__()
         stride = 2 ** len(channels)
@@ -69,24 +61,36 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         padding = kernel_size // 2
 
         encoder: list[nn.Module] = []
-        for wide, narrow in zip([1, *channels[:-1]], channels, strict=True):
-            convolution = nn.Conv1d(wide, narrow, kernel_size, stride=2, padding=padding)
-            encoder += [convolution, nn.BatchNorm1d(narrow), nn.LeakyReLU()]
+        for c_in, c_out in itertools.pairwise([1, *channels]):
+            convolution = nn.Conv1d(c_in, c_out, kernel_size, stride=2, padding=padding)
+            encoder += [convolution, nn.BatchNorm1d(c_out), nn.LeakyReLU()]
         self.encoder = nn.Sequential(*encoder)
         self.to_latent = nn.Sequential(nn.Linear(flat_dim, latent_dim), nn.Linear(latent_dim, latent_dim))
 
         self.from_latent = nn.Linear(latent_dim, flat_dim)
         decoder: list[nn.Module] = []
-        mirrored = [*reversed(channels), channels[0]]
-        for narrow, wide in itertools.pairwise(mirrored):
-            doubling = nn.ConvTranspose1d(narrow, wide, kernel_size, stride=2, padding=padding, output_padding=1)
-            decoder += [doubling, nn.BatchNorm1d(wide), nn.ELU()]
+        for c_in, c_out in itertools.pairwise([*reversed(channels), channels[0]]):
+            upsampling = nn.ConvTranspose1d(c_in, c_out, kernel_size, stride=2, padding=padding, output_padding=1)
+            decoder += [upsampling, nn.BatchNorm1d(c_out), nn.ELU()]
         self.decoder = nn.Sequential(*decoder, nn.Conv1d(channels[0], 1, kernel_size, padding=padding))
 
         self.register_buffer("mean", torch.zeros(parameter_dim))
         self.register_buffer("std", torch.ones(parameter_dim))
         self.register_buffer("latent_mean", torch.zeros(latent_dim))
         self.register_buffer("latent_std", torch.ones(latent_dim))
+
+    @classmethod
+    def from_zoo(cls, parameters: torch.Tensor, sizes: Sequence[int], **config: Any) -> ParameterAutoencoder:
+        """Returns an untrained autoencoder with the normalization of a zoo.
+
+        Args:
+            parameters: The zoo's parameter vectors, `(n, D)`.
+            sizes: Lengths of the tensors of a vector.
+            **config: Arguments of the constructor but for `parameter_dim`.
+        """
+        autoencoder = cls(parameter_dim=parameters.shape[1], **config)
+        autoencoder.fit_normalization(parameters, sizes)
+        return autoencoder
 
     @torch.no_grad()
     def fit_normalization(self, parameters: torch.Tensor, sizes: Sequence[int]) -> None:
@@ -130,14 +134,14 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         return (parameters.float() - self.mean) / self.std
 
     def encode_raw(self, standardized: torch.Tensor) -> torch.Tensor:
-        """Encodes standardized vectors `(n, D)` as latents `(n, latent_dim)` that keep the encoder's own scale."""
+        """Encodes standardized vectors `(n, D)` as latents `(n, latent_dim)` that are not standardized."""
         missing = self.padded_dim - standardized.shape[1]
         hidden = nn.functional.pad(standardized, (0, missing))[:, None]  # (n, 1, padded_dim)
         hidden = self.encoder(hidden)  # (n, channels[-1], short_dim)
         return self.to_latent(hidden.flatten(1))  # (n, latent_dim)
 
     def decode_raw(self, raw_latents: torch.Tensor) -> torch.Tensor:
-        """Decodes latents of the encoder's own scale `(n, latent_dim)` as standardized vectors `(n, D)`."""
+        """Decodes latents `(n, latent_dim)` that are not standardized as standardized vectors `(n, D)`."""
         hidden = self.from_latent(raw_latents).unflatten(1, (-1, self.short_dim))  # (n, channels[-1], short_dim)
         return self.decoder(hidden)[:, 0, : self.config.parameter_dim]  # (n, D)
 

@@ -18,31 +18,25 @@ class ParameterDenoiser(ModelMixin, ConfigMixin):
 
     The latent `(n, latent_dim)` is treated as a signal of one channel; eight convolutions of stride 1 widen and narrow
     it, with additive skips between layers of equal width, and the time embedding is added along the latent before
-    each of them. With kernel 7 an output sees 49 neighboring positions: latents further apart than 24 are drawn
-    independently given the time. That limit belongs to the published method and is kept here, as its reference.
+    each of them. With kernel 7 an output depends on 49 neighboring positions, so latents more than 24 apart are
+    sampled independently given the time. This limit of the published method is kept.
 
-    What is mended: outside training the BatchNorms use running statistics, so that a sample does not depend on its
-    batch.
-
-    Args:
-        latent_dim: Length of a latent.
-        channels: Output channels of all convolutions but the last, an odd number that reads the same backwards.
-        kernel_size: Odd width of every convolution.
-        time_embedding_dim: Length of the sinusoidal time embedding.
+    Difference from the published code: outside training the BatchNorms use running statistics, so that a sample does
+    not depend on its batch.
     """
 
     @register_to_config
     def __init__(
         self,
-        latent_dim: int,
-        channels: Sequence[int] = (64, 128, 256, 512, 256, 128, 64),
-        kernel_size: int = 7,
-        time_embedding_dim: int = 256,
+        latent_dim: int,  # length of a latent
+        channels: Sequence[int] = (64, 128, 256, 512, 256, 128, 64),  # of all convolutions but the last; a palindrome
+        kernel_size: int = 7,  # odd width of every convolution
+        time_embedding_dim: int = 256,  # length of the sinusoidal time embedding
     ) -> None:
         super().__init__()
         widths = [1, *channels, 1]
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(a, b, kernel_size, padding=kernel_size // 2) for a, b in itertools.pairwise(widths)
+            nn.Conv1d(c_in, c_out, kernel_size, padding=kernel_size // 2) for c_in, c_out in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in channels)
         self.time_embedding = nn.Sequential(
@@ -52,11 +46,11 @@ class ParameterDenoiser(ModelMixin, ConfigMixin):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet1DOutput | tuple[torch.Tensor]:
-        """Predicts what the scheduler's `prediction_type` names.
+        """Predicts the noise or the velocity, as the scheduler's `prediction_type` states.
 
         Args:
             sample: Noisy standardized latents `(n, latent_dim)`.
-            timestep: One time for all, or `(n,)`.
+            timestep: One timestep for all latents, or `(n,)`.
             return_dict: `False` for a plain tuple.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
@@ -64,13 +58,13 @@ class ParameterDenoiser(ModelMixin, ConfigMixin):
         time = self.time_embedding(embedding)[:, None]  # (n, 1, latent_dim)
 
         hidden = sample[:, None]  # (n, 1, latent_dim)
-        narrowing = len(self.norms) // 2
+        middle = len(self.norms) // 2
         skips: list[torch.Tensor] = []
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=False)):
             hidden = nn.functional.elu(norm(convolution(hidden + time)))  # (n, channels[i], latent_dim)
-            if i < narrowing:
+            if i < middle:
                 skips.append(hidden)
-            elif i > narrowing:
+            elif i > middle:
                 hidden = hidden + skips.pop()
         predicted = self.convolutions[-1](hidden + time)[:, 0]  # (n, latent_dim)
         return UNet1DOutput(sample=predicted) if return_dict else (predicted,)

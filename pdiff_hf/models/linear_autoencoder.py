@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,17 +18,18 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
 
     With the zoo's mean m, its first principal directions V (orthonormal rows) and the standard deviations s of the
     codes along them, `encode(x) = V (x - m) / s` and `decode(z) = m + V^T (s z)`. Over the zoo the latents have mean 0
-    and unit variance, and `decode(0)` is the average network. Statistics stay float32 under any cast.
-
-    Args:
-        parameter_dim: Length D of a parameter vector.
-        latent_dim: Number k of principal directions, at most the size of the zoo minus one.
+    and unit variance, and `decode(0)` is the average network. Statistics stay float32 under any dtype conversion.
     """
 
     _keep_in_fp32_modules = ["mean", "components", "latent_std"]
+    needs_training = False  # `from_zoo` fits all of it
 
     @register_to_config
-    def __init__(self, parameter_dim: int, latent_dim: int) -> None:
+    def __init__(
+        self,
+        parameter_dim: int,  # length D of a parameter vector
+        latent_dim: int,  # number k of principal directions, in 1 .. size of the zoo - 1
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(parameter_dim))
         self.register_buffer("components", torch.zeros(latent_dim, parameter_dim))
@@ -35,13 +37,18 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_zoo(
-        cls, parameters: torch.Tensor, latent_dim: int | None = None, explained_variance: float = 0.95
+        cls,
+        parameters: torch.Tensor,
+        sizes: Sequence[int] | None = None,
+        latent_dim: int | None = None,
+        explained_variance: float = 0.95,
     ) -> LinearParameterAutoencoder:
-        """Fits the codes of a zoo `(n, D)` by a singular value decomposition.
+        """Fits the codes of a zoo by a singular value decomposition.
 
         Args:
-            parameters: The zoo's parameter vectors.
-            latent_dim: Number of codes; by default the fewest that hold `explained_variance` of the zoo's variance.
+            parameters: The zoo's parameter vectors, `(n, D)`.
+            sizes: Lengths of the tensors of a vector; principal directions do not depend on them.
+            latent_dim: Number of codes; by default the fewest that explain `explained_variance` of the zoo's variance.
             explained_variance: Share of the variance, in (0, 1].
 
         Raises:

@@ -30,19 +30,19 @@ class ResidualBlock(nn.Module):
 class MLPParameterDenoiser(ModelMixin, ConfigMixin):
     """A residual MLP on latents `(n, latent_dim)`, with a per-coordinate linear skip that depends on the time.
 
-    The output layers start at zero. In v-prediction (Salimans & Ho 2022, arXiv 2202.00512) a zero output is the exact
-    denoiser of a standard Gaussian, which is what whitened latents look like before anything is learned: training
-    starts at the Gaussian in the generator's own codes and learns what departs from it.
-
-    Args:
-        latent_dim: Length of a latent.
-        width: Units of the hidden layers.
-        num_blocks: Residual blocks.
-        time_embedding_dim: Length of the sinusoidal time embedding.
+    The output layers are initialized to zero. In v-prediction (Salimans & Ho 2022, arXiv 2202.00512) a zero output is
+    the exact denoiser of a standard Gaussian: training starts from a Gaussian fitted to the whitened latents and
+    learns the deviations from it.
     """
 
     @register_to_config
-    def __init__(self, latent_dim: int, width: int = 128, num_blocks: int = 2, time_embedding_dim: int = 128) -> None:
+    def __init__(
+        self,
+        latent_dim: int,  # length of a latent
+        width: int = 128,  # units of the hidden layers
+        num_blocks: int = 2,  # residual blocks
+        time_embedding_dim: int = 128,  # length of the sinusoidal time embedding
+    ) -> None:
         super().__init__()
         self.time_embedding = nn.Sequential(nn.Linear(time_embedding_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.input = nn.Linear(latent_dim, width)
@@ -57,11 +57,11 @@ class MLPParameterDenoiser(ModelMixin, ConfigMixin):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet1DOutput | tuple[torch.Tensor]:
-        """Predicts what the scheduler's `prediction_type` names.
+        """Predicts the noise or the velocity, as the scheduler's `prediction_type` states.
 
         Args:
             sample: Noisy standardized latents `(n, latent_dim)`.
-            timestep: One time for all, or `(n,)`.
+            timestep: One timestep for all latents, or `(n,)`.
             return_dict: `False` for a plain tuple.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from ..loops import TrainingState, make_optimizer, seeded, step_generator
+from ..loops import RunSettings, make_optimizer, seeded, step_generator
 from ..settings import OptimizationSettings
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import task_of
@@ -162,7 +162,7 @@ class SavedGroups:
         FileExistsError: If there are groups but resuming was not asked for, or they are of another collection.
     """
 
-    def __init__(self, state: TrainingState, identity: str) -> None:
+    def __init__(self, state: RunSettings, identity: str) -> None:
         self.folder, self.identity = state.folder, identity
         saved = sorted(self.folder.glob("group-*.safetensors"))
         if saved and state.resume_from_checkpoint is None:

@@ -9,7 +9,7 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 
 import torch
@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from ..data.images import ImageData
 from ..hub.cards import describe_hardware
-from ..loops import TrainingState, finish_trackers
-from ..settings import OptimizationSettings
+from ..loops import finish_trackers, make_accelerator
+from ..settings import OptimizationSettings, RunSettings
 from ..targets.processing_parameters import NonFiniteParametersError, ParameterProcessor
 from ..targets.subsets import make_processor
 from ..targets.symmetries import Symmetries
@@ -38,7 +38,7 @@ REFERENCE_RUNS, ALIGNMENT_ROUNDS = 16, 4
 
 
 def collect_runs(
-    images: ImageData, model: PreTrainedModel, settings: MultiRunSettings, state: TrainingState | None = None
+    images: ImageData, model: PreTrainedModel, settings: MultiRunSettings, state: RunSettings | None = None
 ) -> Checkpoints:
     """Trains many networks of one architecture and returns their last checkpoints, the same in every process.
 
@@ -71,7 +71,7 @@ def collect_runs(
     task_on(model, images)
     _require_shared_statistics(model, processor, settings)
     optimization = target_optimization(settings, settings.target_train_steps)
-    accelerator = Accelerator() if state is None else state.make_accelerator(optimization)
+    accelerator = make_accelerator(state, optimization)
     _require_connected_float32(accelerator)
     own = asdict(settings)
     shared = {name: own.pop(name) for name in shared_names()}
@@ -192,11 +192,11 @@ def _train_trunk(
     images: ImageData,
     model: PreTrainedModel,
     settings: MultiRunSettings,
-    state: TrainingState | None,
+    state: RunSettings | None,
 ) -> None:
     """Trains the network from which all runs branch, in the main process, and hands it to the others."""
     if settings.trunk_steps and accelerator.is_main_process:
-        beside = None if state is None else replace(state.beside("trunk"), all_processes=False)
+        beside = None if state is None else state.beside("trunk", main_process_only=True)
         optimization = target_optimization(settings, settings.trunk_steps)
         model.train().requires_grad_(True)
         train_network(model, images, settings, optimization, "training the trunk", beside)

@@ -6,15 +6,14 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.images import ImageData
 from ..data.inputs import LabeledData
 from ..hub.cards import describe_hardware
-from ..loops import Stopwatch, TrainingState, log_loss, make_optimizer, step_generator, training_steps
-from ..settings import OptimizationSettings
+from ..loops import Stopwatch, log_loss, make_accelerator, make_optimizer, step_generator, training_steps
+from ..settings import OptimizationSettings, RunSettings
 from ..targets.inference import network_predictions
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import task_of
@@ -45,7 +44,7 @@ class Recording:
 
 
 def collect(
-    images: ImageData, model: PreTrainedModel, settings: TrajectorySettings, state: TrainingState | None = None
+    images: ImageData, model: PreTrainedModel, settings: TrajectorySettings, state: RunSettings | None = None
 ) -> Checkpoints:
     """Trains the target and records its zoo, in this process alone.
 
@@ -76,7 +75,7 @@ def collect(
     costs = {"target_seconds": 0.0, "trajectory_seconds": 0.0}
     if settings.target_train_steps:
         optimization = target_optimization(settings, settings.target_train_steps)
-        beside = None if state is None else state.beside("target")
+        beside = None if state is None else state.beside("target", main_process_only=True)
         costs["target_seconds"] = train_network(
             model.train(), images, settings, optimization, "training the target", beside
         )
@@ -98,7 +97,7 @@ def collect(
             max_grad_norm=0,
             seed=settings.seed + branch,
         )
-        beside = None if state is None else state.beside(recording.run)
+        beside = None if state is None else state.beside(recording.run, main_process_only=True)
         costs["trajectory_seconds"] += train_network(
             model, images, settings, optimization, f"recording {recording.run}", beside, recording
         )
@@ -119,7 +118,7 @@ def train_network(
     settings: CollectionSettings,
     optimization: OptimizationSettings,
     description: str,
-    state: TrainingState | None,
+    state: RunSettings | None,
     recording: Recording | None = None,
 ) -> float:
     """Trains what requires grad, and records it if asked to. Returns the seconds it took.
@@ -131,7 +130,7 @@ def train_network(
     """
     task, augmentation = task_on(model, images), augmentation_of(settings)
     watch = Stopwatch()
-    accelerator = Accelerator() if state is None else state.make_accelerator(optimization)
+    accelerator = make_accelerator(state, optimization)
     model.to(accelerator.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, lr_scheduler = make_optimizer(trained, optimization)

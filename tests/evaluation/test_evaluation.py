@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,7 @@ from pdiff_hf.evaluation import (
 from pdiff_hf.evaluation.card import add_report
 from pdiff_hf.evaluation.evaluator import TEMPERATURES
 from pdiff_hf.evaluation.report import baselines_table
-from pdiff_hf.fitting.fitting import describe_fit
+from pdiff_hf.fitting.pipeline import describe_fit
 from pdiff_hf.folders import write_json
 from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf.loops import seeded
@@ -360,8 +361,9 @@ def evaluation(tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digi
 @pytest.fixture
 def fitted(tiny_checkpoints: Checkpoints, tiny_recipe: Recipe) -> dict:
     """Beginning of a `metrics.json`, as the second script writes it."""
-    first_stage = {"settings": {"autoencoder_type": "linear", "latent_dim": 4}, "seconds": 0.5}
-    return describe_fit(tiny_checkpoints, first_stage, tiny_recipe.denoiser, 2.0)
+    stages = {"autoencoder": (tiny_recipe.autoencoder, 0.5), "denoiser": (tiny_recipe.denoiser, 2.0)}
+    notes = {role: {"settings": asdict(stage), "seconds": s} for role, (stage, s) in stages.items()}
+    return describe_fit(tiny_checkpoints, **notes)
 
 
 def strict(text: str) -> dict:

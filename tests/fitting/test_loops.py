@@ -1,7 +1,8 @@
-"""An interrupted training loses nothing, and a folder appears whole or not at all."""
+"""An interrupted training loses nothing, and a folder is written atomically."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pdiff_hf.folders import UnwritableFolderError, replace_folder, write_json, write_text
-from pdiff_hf.loops import TrainingState, make_optimizer, seeded, step_generator, training_steps
+from pdiff_hf.loops import make_optimizer, seeded, step_generator, training_steps
 from pdiff_hf.settings import OptimizationSettings, RunSettings
 
 keys = st.tuples(st.integers(0, 2**31), st.integers(0, 10_000), st.sampled_from(["batches", "noise", "runs"]))
@@ -26,8 +27,8 @@ class Interruption(Exception):
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> TrainingState:
-    return TrainingState(tmp_path / "state", checkpointing_steps=2, checkpoints_total_limit=10)
+def state(tmp_path: Path) -> RunSettings:
+    return RunSettings(str(tmp_path / "output"), checkpointing_steps=2, checkpoints_total_limit=10)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def train() -> Callable[..., tuple[list[int], torch.Tensor]]:
     """A function that trains a line for six steps and returns the steps it made and the final weights."""
 
     def run(
-        state: TrainingState | None, max_train_steps: int = 6, interrupt_in_step: int = -1
+        state: RunSettings | None, max_train_steps: int = 6, interrupt_in_step: int = -1
     ) -> tuple[list[int], torch.Tensor]:
         settings = OptimizationSettings(max_train_steps=max_train_steps, learning_rate=0.1, lr_warmup_steps=2)
         accelerator = Accelerator()
@@ -59,39 +60,23 @@ def train() -> Callable[..., tuple[list[int], torch.Tensor]]:
     return run
 
 
-def resuming(state: TrainingState, resume_from_checkpoint: str | Path = "latest", limit: int = 10) -> TrainingState:
-    return TrainingState(state.folder, 2, limit, str(resume_from_checkpoint))
+def resuming(state: RunSettings, resume_from_checkpoint: str | Path = "latest") -> RunSettings:
+    other = dataclasses.replace(state, resume_from_checkpoint=str(resume_from_checkpoint))
+    other.folder = state.folder
+    return other
 
 
-def saved(state: TrainingState) -> list[str]:
+def saved(state: RunSettings) -> list[str]:
     return sorted(path.name for path in state.folder.iterdir())
 
 
-@given(key=keys)
-def test_step_generator_depends_on_seed_step_and_stream_alone(key):
+@given(key=keys, other=keys)
+def test_step_generator_depends_on_seed_step_and_stream_alone(key, other):
     first = torch.randn(4, generator=step_generator(*key))
     torch.randn(3)  # moves the global generator
-    again = torch.randn(4, generator=step_generator(*key))
 
-    assert torch.equal(first, again)
-
-
-@given(key=keys, other=keys)
-def test_step_generator_differs_with_seed_step_and_stream(key, other):
-    same_numbers = torch.equal(
-        torch.randn(4, generator=step_generator(*key)), torch.randn(4, generator=step_generator(*other))
-    )
-
-    assert same_numbers == (key == other)
-
-
-def test_step_generator_does_not_mix_up_its_arguments():
-    drawn = {
-        torch.rand(1, generator=step_generator(*key)).item()
-        for key in ((1, 2, "batches"), (2, 1, "batches"), (0, 1, "runs"), (1, 0, "runs"))
-    }
-
-    assert len(drawn) == 4
+    assert torch.equal(first, torch.randn(4, generator=step_generator(*key)))
+    assert torch.equal(first, torch.randn(4, generator=step_generator(*other))) == (key == other)
 
 
 def test_seeded_block_leaves_the_global_generator_as_it_was():
@@ -108,20 +93,15 @@ def test_seeded_block_leaves_the_global_generator_as_it_was():
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_every_step_is_made_once_without_a_state(train):
-    made, _ = train(None)
+def test_state_is_saved_every_n_steps_and_after_the_last(train, state):
+    made, _ = train(state, max_train_steps=5)
 
-    assert made == [0, 1, 2, 3, 4, 5]
-
-
-def test_state_is_saved_every_so_many_steps_and_after_the_last(train, state):
-    train(state, max_train_steps=5)
-
+    assert made == [0, 1, 2, 3, 4]
     assert saved(state) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
 
 
 def test_only_the_newest_states_are_kept(train, tmp_path):
-    state = TrainingState(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
+    state = RunSettings(str(tmp_path / "output"), checkpointing_steps=1, checkpoints_total_limit=2)
 
     train(state, max_train_steps=11)
 
@@ -140,30 +120,6 @@ def test_resumed_training_equals_an_uninterrupted_one(train, state, interrupt_in
     assert torch.equal(weights, expected)
 
 
-def test_training_resumes_from_the_state_that_is_named(train, state):
-    _, expected = train(state)
-
-    made, weights = train(resuming(state, state.folder / "checkpoint-2"))
-
-    assert made == [2, 3, 4, 5]
-    assert torch.equal(weights, expected)
-
-
-def test_finished_training_has_nothing_left_to_do(train, state):
-    _, expected = train(state)
-
-    made, weights = train(resuming(state))
-
-    assert made == []
-    assert torch.equal(weights, expected)
-
-
-def test_latest_starts_afresh_if_there_is_no_state(train, state):
-    made, _ = train(resuming(state))
-
-    assert made == [0, 1, 2, 3, 4, 5]
-
-
 def test_unfinished_training_is_not_started_over_by_accident(train, state):
     with pytest.raises(Interruption):
         train(state, interrupt_in_step=3)
@@ -173,37 +129,32 @@ def test_unfinished_training_is_not_started_over_by_accident(train, state):
 
 
 @pytest.mark.parametrize("name", ["checkpoint-9", "unfinished-4", ""])
-def test_flag_of_a_missing_state_is_answered_with_those_that_are_there(train, tmp_path, name):
-    state = TrainingState(tmp_path / "output-state")
-    train(state.beside("target"))
-    (state.folder / "target" / "unfinished-4").mkdir()
-    resume = str(state.folder / "target" / name)
+def test_flag_of_a_missing_state_is_answered_with_those_that_are_there(train, state, name):
+    target = state.beside("target")
+    train(target)
+    (target.folder / "unfinished-4").mkdir()
 
-    with pytest.raises(FileNotFoundError, match=r"There is no saved state at .*\['.*target/checkpoint-6'\]"):
-        TrainingState.from_run(RunSettings(str(tmp_path / "output"), resume_from_checkpoint=resume))
-
-
-def test_missing_state_of_a_stage_is_named(train, state):
-    train(state)
-
-    with pytest.raises(FileNotFoundError, match="checkpoint-9"):
-        train(resuming(state, state.folder / "checkpoint-9"))
+    with pytest.raises(FileNotFoundError, match=r"There is no saved state at .*\['.*target/checkpoint-2', .*6'\]"):
+        resuming(state, target.folder / name)
 
 
 def test_named_state_of_one_stage_leaves_the_others_their_latest(train, state):
     target, trajectory = state.beside("target"), state.beside("trajectory")
-    train(target)
+    _, expected = train(target)
     with pytest.raises(Interruption):
         train(trajectory, interrupt_in_step=5)
     named = target.folder / "checkpoint-2"
 
-    made_target, _ = train(resuming(target, named))
+    made_target, weights = train(resuming(target, named))
     made_trajectory, _ = train(resuming(trajectory, named))
     made_third, _ = train(resuming(state.beside("third"), named))
+    made_again, _ = train(resuming(target))
 
     assert made_target == [2, 3, 4, 5]
+    assert torch.equal(weights, expected)
     assert made_trajectory == [4, 5]
     assert made_third == [0, 1, 2, 3, 4, 5]
+    assert made_again == []  # nothing is left to do
 
 
 def test_half_written_state_is_ignored(train, state):
@@ -233,17 +184,17 @@ def test_states_of_all_stages_are_cleared_and_logs_stay(train, state):
     assert saved(state.beside("second")) == []
 
 
-def test_state_stands_beside_the_output():
-    run = RunSettings("runs/pipeline/", checkpointing_steps=7, resume_from_checkpoint="latest", mixed_precision="bf16")
+def test_state_lies_beside_the_output():
+    run = RunSettings("runs/pipeline/", checkpointing_steps=7, resume_from_checkpoint="latest")
 
-    state = TrainingState.from_run(run)
+    stage = run.beside("target", main_process_only=True)
 
-    assert state.folder == Path("runs/pipeline-state")
-    assert (state.checkpointing_steps, state.resume_from_checkpoint, state.mixed_precision) == (7, "latest", "bf16")
-    assert state.beside("target").folder == Path("runs/pipeline-state/target")
+    assert (run.folder, run.main_process_only) == (Path("runs/pipeline-state"), False)
+    assert (stage.folder, stage.main_process_only) == (Path("runs/pipeline-state/target"), True)
+    assert (stage.checkpointing_steps, stage.resume_from_checkpoint) == (7, "latest")
 
 
-def test_folder_is_replaced_whole(tmp_path):
+def test_folder_is_replaced_atomically(tmp_path):
     with replace_folder(tmp_path / "deep" / "folder") as folder:
         (folder / "a").write_text("first")
     with replace_folder(tmp_path / "deep" / "folder") as folder:
@@ -255,13 +206,7 @@ def test_folder_is_replaced_whole(tmp_path):
         "b": "new",
     }
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
-
-
-def test_folder_can_be_read_by_others(tmp_path):
-    with replace_folder(tmp_path / "folder"):
-        pass
-
-    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "deep" / "folder").stat().st_mode & 0o777 == 0o755  # others can read it
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -296,7 +241,7 @@ def test_file_in_the_way_of_a_folder_is_named(tmp_path):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
+def test_json_is_written_atomically(tmp_path):
     write_json(tmp_path / "new" / "metrics.json", {"accuracy": 0.5})
 
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -89,8 +89,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     images = load_images_of(settings)
     checkpoints = collect(images, load_target(settings, images), settings)
     recipe = load_recipe("fast")
-    recipe.autoencoder.latent_dim = 4
-    recipe.denoiser.max_train_steps, recipe.denoiser.train_batch_size, recipe.denoiser.width = 3, 4, 16
+    recipe.autoencoder.config["latent_dim"], recipe.denoiser.config["width"] = 4, 16
+    recipe.denoiser.max_train_steps, recipe.denoiser.train_batch_size = 3, 4
     pipe = fit(checkpoints, Recipe(recipe.autoencoder, recipe.denoiser))
     checkpoints.save(folder / "checkpoints")
     for name in ("unevaluated", "evaluated"):
@@ -285,7 +285,7 @@ def test_the_figures_of_a_card_are_those_of_the_metrics(made: Made):
     assert ModelCard(text).data.eval_results  # the Hub's own client reads them too
     for name, seconds in made.metrics["costs"].items():
         assert f"| {name.removesuffix('_seconds')} | {seconds:.2f} |" in text
-    assert "`latent_dim=4`" in text
+    assert "'latent_dim': 4" in text
     assert json.loads((made.evaluated / "metrics.json").read_text()) == made.metrics
 
 

@@ -128,12 +128,12 @@ def test_the_same_networks_are_drawn_where_the_package_is_not_installed(
         recipe = Recipe(
             dataclasses.replace(
                 tiny_recipe.autoencoder,
-                autoencoder_type=autoencoder,
-                latent_dim=8,
+                type=autoencoder,
+                config={"latent_dim": 8},
                 max_train_steps=2,
                 train_batch_size=4,
             ),
-            dataclasses.replace(tiny_recipe.denoiser, denoiser_type=denoiser, num_inference_steps=3),
+            dataclasses.replace(tiny_recipe.denoiser, type=denoiser, config={}, num_inference_steps=3),
         )
         pipes.append(fit(Checkpoints({"train": zoo}, processor, target, preprocessing), recipe))
         repo_ids.append(f"{repo_id}-{i}")
@@ -219,7 +219,7 @@ def test_a_new_pipeline_takes_the_place_of_the_old_one_and_its_code(
     push_remote_code(pushed, TOKEN)
     before = code_on(hub, pushed)
     conv = dataclasses.replace(
-        tiny_recipe.autoencoder, autoencoder_type="conv", latent_dim=8, max_train_steps=2, train_batch_size=4
+        tiny_recipe.autoencoder, type="conv", config={"latent_dim": 8}, max_train_steps=2, train_batch_size=4
     )
     fit(tiny_checkpoints, Recipe(conv, tiny_recipe.denoiser)).push_to_hub(pushed, token=TOKEN)
 

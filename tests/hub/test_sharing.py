@@ -269,7 +269,7 @@ def test_another_autoencoder_takes_the_place_of_the_first(
 ):
     fit(tiny_checkpoints, tiny_recipe).push_to_hub(repo_id, token=TOKEN)
     conv = dataclasses.replace(
-        tiny_recipe.autoencoder, autoencoder_type="conv", latent_dim=8, max_train_steps=2, train_batch_size=4
+        tiny_recipe.autoencoder, type="conv", config={"latent_dim": 8}, max_train_steps=2, train_batch_size=4
     )
 
     fit(tiny_checkpoints, Recipe(conv, tiny_recipe.denoiser)).push_to_hub(repo_id, token=TOKEN)
@@ -813,8 +813,8 @@ def test_the_scripts_push_what_they_make_and_never_the_token(
     zoo, pipeline = ["--checkpoints", tmp_path / "zoo"], ["--pipeline", tmp_path / "pipeline"]
 
     run_script("collect_trajectory", *COLLECT, "--output_dir", tmp_path / "zoo", *push, zoo_id)
-    run_script("train_autoencoder", *zoo, "--output_dir", tmp_path / "autoencoder", "--latent_dim", "4")
-    stages = [*zoo, "--autoencoder", tmp_path / "autoencoder", "--width", "16", *FEW_STEPS]
+    run_script("train_autoencoder", *zoo, "--output_dir", tmp_path / "autoencoder", "--config", '{"latent_dim": 4}')
+    stages = [*zoo, "--autoencoder", tmp_path / "autoencoder", "--config", '{"width": 16}', *FEW_STEPS]
     run_script("train_denoiser", *stages, "--output_dir", tmp_path / "pipeline", *push, repo_id)
     few = ["--num_models", "3", "--num_baseline_models", "3", "--output_dir", tmp_path / "report"]
     run_script("evaluate_pipeline", *pipeline, *zoo, *few, *push, repo_id)

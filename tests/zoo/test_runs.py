@@ -28,7 +28,7 @@ from pdiff_hf import (
     network_logits,
 )
 from pdiff_hf.data.images import ImageSplit
-from pdiff_hf.loops import TrainingState
+from pdiff_hf.settings import RunSettings
 from pdiff_hf.targets.building import build_network
 from pdiff_hf.targets.networks import ConvNetConfig, ConvNetForImageClassification
 from pdiff_hf.zoo import runs as collecting_runs
@@ -341,7 +341,7 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     settings = dataclasses.replace(SETTINGS, target_train_steps=2)
-    state = TrainingState(tmp_path)
+    state = RunSettings(str(tmp_path))
     resumed = dataclasses.replace(state, resume_from_checkpoint="latest")
     trained: list[int] = []
 
@@ -351,7 +351,7 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
             raise RuntimeError("the machine is switched off")
         return train_group(*arguments)
 
-    def collect(state: TrainingState | None, settings: MultiRunSettings = settings) -> torch.Tensor:
+    def collect(state: RunSettings | None, settings: MultiRunSettings = settings) -> torch.Tensor:
         return everything(collect_runs(digits, load_target(settings, digits), settings, state))
 
     at_once = collect(None)
@@ -376,7 +376,7 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
 def test_many_runs_go_from_the_script_to_a_report(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     few = ["--max_train_steps", "3", "--train_batch_size", "4"]
     stages = ["--checkpoints", whole, "--autoencoder", tmp_path / "autoencoder"]
-    run("train_autoencoder", *stages[:2], "--latent_dim", "4", "--output_dir", tmp_path / "autoencoder")
+    run("train_autoencoder", *stages[:2], "--config", '{"latent_dim": 4}', "--output_dir", tmp_path / "autoencoder")
     run("train_denoiser", *stages, *few, "--output_dir", tmp_path / "pipeline")
     report = ["--pipeline", tmp_path / "pipeline", "--checkpoints", whole, "--output_dir", tmp_path / "report"]
     run("evaluate_pipeline", *report, "--num_models", "3", "--num_baseline_models", "3")

@@ -1,0 +1,97 @@
+"""The first stage: fitting an autoencoder to a zoo, and reading what a script wrote of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+
+from .._registration import component_class, component_classes
+from ..loops import (
+    Stopwatch,
+    finish_trackers,
+    log_loss,
+    make_accelerator,
+    make_optimizer,
+    seeded,
+    step_generator,
+    training_steps,
+)
+from ..settings import RunSettings
+from ..zoo.checkpoints import Checkpoints
+from .settings import AutoencoderSettings
+from .steps import check_finite, optimizer_step, share_of_process
+
+
+def fit_autoencoder(
+    checkpoints: Checkpoints,
+    settings: AutoencoderSettings,
+    run: RunSettings | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> ModelMixin:
+    """Fits the autoencoder to the train split: in closed form if its class can, by gradient descent otherwise.
+
+    Batches are split among the processes, and every process draws noise of its own.
+
+    Args:
+        checkpoints: The zoo; its vectors are `(n, D)` float32.
+        settings: Which autoencoder, and how it is trained.
+        run: Where the state of training is saved, if anywhere.
+        stopwatch: Receives the seconds that a resumed training took before.
+
+    Raises:
+        ValueError: If the zoo cannot be fitted, see `from_zoo` of the class, or the batch cannot be divided among the
+            processes.
+        NonFiniteParametersError: If the training diverged.
+    """
+    parameters = checkpoints.zoo.parameters
+    autoencoder_class: Any = component_class("autoencoder", settings.type)
+    with seeded(settings.seed):
+        autoencoder = autoencoder_class.from_zoo(parameters, checkpoints.processor.sizes, **settings.config)
+    if not autoencoder.needs_training:
+        return autoencoder
+
+    accelerator = make_accelerator(run, settings)
+    optimizer, lr_scheduler = make_optimizer(autoencoder.parameters(), settings)
+    model, optimizer = accelerator.prepare(autoencoder.train(), optimizer)
+    accelerator.register_for_checkpointing(lr_scheduler, stopwatch or Stopwatch())
+    for step in training_steps(accelerator, settings.max_train_steps, run, "training the autoencoder"):
+        # 1. Draw a batch with replacement, the same in every process, and take this process's share.
+        generator = step_generator(settings.seed, step, "batches")
+        rows = torch.randint(len(parameters), (settings.train_batch_size,), generator=generator)
+        batch = share_of_process(parameters[rows], accelerator)  # (share, D)
+        # 2. Reconstruct it from noised vectors and noised latents.
+        noise = step_generator(settings.seed, step, "noise", accelerator.process_index)
+        with accelerator.autocast():
+            loss = model(batch, generator=noise)
+        # 3. Step down the gradient.
+        optimizer_step(accelerator, model, optimizer, lr_scheduler, loss, settings)
+        log_loss(accelerator, run, step, loss)
+    finish_trackers(accelerator)
+
+    autoencoder = accelerator.unwrap_model(model).cpu().eval()
+    check_finite(autoencoder)
+    autoencoder.fit_latent_statistics(parameters)
+    return autoencoder
+
+
+def load_autoencoder(folder: str | os.PathLike) -> tuple[ModelMixin, dict[str, Any]]:
+    """Reads what `train_autoencoder.py` wrote: the autoencoder, of whichever class, and its `training.json`.
+
+    Raises:
+        FileNotFoundError: If there is no autoencoder in the folder.
+    """
+    config, notes = Path(folder) / "config.json", Path(folder) / "training.json"
+    classes: dict[str, Any] = {cls.__name__: cls for cls in component_classes("autoencoder").values()}
+    name = json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else None
+    if name not in classes or not notes.is_file():
+        raise FileNotFoundError(
+            f"There is no autoencoder at {str(folder)!r}; training/train_autoencoder.py makes one."
+        )
+    autoencoder = classes[name].from_pretrained(folder)
+    autoencoder.register_to_config(_name_or_path="")  # a shared pipeline does not leak the local path
+    return autoencoder, json.loads(notes.read_text(encoding="utf-8"))

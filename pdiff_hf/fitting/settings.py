@@ -1,0 +1,196 @@
+"""The settings of both training stages, and the recipes that supply them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_type_hints
+
+import diffusers
+import yaml
+from huggingface_hub.dataclasses import type_validator
+from transformers import HfArgumentParser
+
+from .._registration import COMPONENTS, component_class
+from ..folders import shipped_folder
+from ..settings import OptimizationSettings, RunSettings, setting
+
+RECIPES = sorted(path.stem for path in shipped_folder("recipes").glob("*.yaml"))
+
+
+class RecipeError(ValueError):
+    """A recipe is missing, or holds a key or value that no setting takes."""
+
+
+class Config(dict):
+    """Constructor arguments of a component; text is read as JSON, so that they can be a flag."""
+
+    def __init__(self, arguments: Any = ()) -> None:
+        super().__init__(json.loads(arguments) if isinstance(arguments, str) else arguments)
+
+
+@dataclass
+class ComponentSettings(OptimizationSettings):
+    """Which class of the table of components is trained, with which constructor arguments, and how.
+
+    Raises:
+        RecipeError: If the table has no such type, or its class takes no such arguments.
+    """
+
+    role: ClassVar[str]
+    from_data: ClassVar[frozenset[str]]  # arguments that come from the zoo or the other stage
+    type: str = ""
+    config: Config = field(
+        default_factory=Config,
+        metadata={"help": "Constructor arguments as JSON, merged over the recipe's unless --type changes."},
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the arguments against the signature of the class, or of its `from_zoo`."""
+        try:
+            cls: Any = component_class(self.role, self.type)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        functions = [getattr(cls, "from_zoo", cls.__init__)]
+        if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(functions[0]).parameters.values()):
+            functions.append(cls.__init__)
+        hints = {name: hint for function in functions for name, hint in get_type_hints(function).items()}
+        known = sorted(hints.keys() - self.from_data - {"config", "return"})
+        unknown = sorted(self.config.keys() - set(known))
+        where = f"The config of {self.role} {self.type!r}"
+        if unknown:
+            raise RecipeError(f"{where} holds the unknown keys {unknown}; the known ones are {known}.")
+        self.config = Config(self.config)
+        for name, value in self.config.items():
+            try:
+                if hints[name] is float:
+                    self.config[name] = float(value)  # YAML reads 1e-3 as text
+                else:
+                    type_validator(name, value, hints[name])
+            except (TypeError, ValueError) as error:
+                kind = getattr(hints[name], "__name__", hints[name])
+                raise RecipeError(f"{where} holds {name}: {value!r}, but {name} is of type {kind}.") from error
+
+
+@dataclass
+class AutoencoderSettings(ComponentSettings):
+    """The first stage. An autoencoder that is fitted in closed form ignores what concerns its training."""
+
+    role: ClassVar[str] = "autoencoder"
+    from_data: ClassVar[frozenset[str]] = frozenset({"parameters", "sizes", "parameter_dim"})
+    type: str = setting("linear", f"Class of the autoencoder, one of {', '.join(COMPONENTS['autoencoder'])}.")
+
+
+@dataclass
+class DenoiserSettings(ComponentSettings):
+    """The second stage, and the sampler that is shipped.
+
+    Raises:
+        RecipeError: If diffusers has no such scheduler.
+    """
+
+    role: ClassVar[str] = "denoiser"
+    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim"})
+    type: str = setting("mlp", f"Class of the denoiser, one of {', '.join(COMPONENTS['denoiser'])}.")
+    latent_smoothing: float = setting(
+        0.0, "Standard deviation of noise mixed into the standardized latents, which keep unit variance."
+    )
+    ema_decay: float = setting(0.99, "Decay of the averaged weights that are shipped; 0 ships the last weights.")
+    prediction_type: Literal["v_prediction", "epsilon"] = setting("v_prediction", "What the denoiser predicts.")
+    beta_schedule: str = setting("squaredcos_cap_v2", "Noise schedule of diffusers.")
+    beta_start: float = setting(1e-4, "First beta of a linear schedule.")
+    beta_end: float = setting(2e-2, "Last beta of a linear schedule.")
+    scheduler: str = setting("DPMSolverMultistepScheduler", "The diffusers scheduler that is shipped.")
+    num_inference_steps: int = setting(20, "Steps of the shipped sampler.")
+
+    def __post_init__(self) -> None:
+        """Checks the scheduler too."""
+        super().__post_init__()
+        if not hasattr(diffusers, self.scheduler):
+            raise RecipeError(
+                f"diffusers has no scheduler {self.scheduler!r}; name one like DPMSolverMultistepScheduler."
+            )
+
+
+@dataclass
+class Recipe:
+    """The settings of both stages."""
+
+    autoencoder: AutoencoderSettings
+    denoiser: DenoiserSettings
+
+
+Script = TypeVar("Script", bound=RunSettings)
+Settings = TypeVar("Settings", bound=ComponentSettings)
+
+
+def load_recipe(recipe: str | os.PathLike) -> Recipe:
+    """Reads a recipe: `fast`, `paper`, or the path of a YAML file with the sections `autoencoder` and `denoiser`.
+
+    Raises:
+        RecipeError: If there is no such recipe, or it holds a key or value that no setting takes.
+    """
+    if recipe in RECIPES:
+        text = (shipped_folder("recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text(encoding="utf-8")
+    else:
+        raise RecipeError(f"There is no recipe {str(recipe)!r}; pass one of {RECIPES} or the path of a YAML file.")
+    try:
+        sections = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{str(recipe)!r} is not a YAML file: {error}") from error
+    expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}
+    if not isinstance(sections, dict) or set(sections) != set(expected):
+        found = sorted(sections) if isinstance(sections, dict) else type(sections).__name__
+        raise RecipeError(f"A recipe has the sections {list(expected)}, but {str(recipe)!r} has {found}.")
+    return Recipe(**{name: _settings(cls, sections[name], f"{recipe}: {name}") for name, cls in expected.items()})
+
+
+def _settings(cls: type[Settings], values: dict[str, Any] | None, where: str) -> Settings:
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where} must be a mapping of settings to values, but is {values!r}.")
+    known = sorted(f.name for f in dataclasses.fields(cls))
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise RecipeError(f"{where} holds the unknown keys {unknown}; the known ones are {known}.")
+    # The parser of the command line converts and checks the values, so that a file and a flag mean the same.
+    arguments = []
+    for name, value in values.items():
+        text = json.dumps(value, default=str) if isinstance(value, dict | list) else value
+        arguments += [] if value is None else [f"--{name}={text}"]
+    try:
+        return _RecipeParser(cls).parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
+    except (argparse.ArgumentError, RecipeError) as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+class _RecipeParser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+
+def parse_with_recipe(
+    script: type[Script], stage: type[Settings], description: str, argv: Sequence[str] | None
+) -> tuple[Script, Settings]:
+    """Parses a script's flags; the recipe that `--recipe` names supplies the defaults of its stage."""
+    choose = argparse.ArgumentParser(add_help=False)
+    choose.add_argument("--recipe", default="fast")
+    choose.add_argument("--type")
+    choose.add_argument("--config", type=Config, default=Config())
+    chosen = choose.parse_known_args(argv)[0]
+    defaults: Settings = getattr(load_recipe(chosen.recipe), stage.role)
+    if chosen.type not in (None, defaults.type):
+        defaults = dataclasses.replace(defaults, type=chosen.type, config=Config())
+    defaults = dataclasses.replace(defaults, config=Config(defaults.config | chosen.config))
+    parser = HfArgumentParser((script, stage), description=description)
+    parser.set_defaults(**dataclasses.asdict(defaults))
+    script_settings, stage_settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return script_settings, dataclasses.replace(stage_settings, config=defaults.config)

@@ -1,0 +1,50 @@
+"""What the training steps of both stages share."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..settings import OptimizationSettings
+from ..targets.processing_parameters import NonFiniteParametersError
+
+
+def share_of_process(batch: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Returns this process's equal share of a whole batch, on its device.
+
+    Raises:
+        ValueError: If the batch cannot be divided equally.
+    """
+    if len(batch) % accelerator.num_processes:
+        raise ValueError(
+            f"train_batch_size={len(batch)} cannot be divided among {accelerator.num_processes} processes; "
+            "choose a multiple."
+        )
+    return batch.chunk(accelerator.num_processes)[accelerator.process_index].to(accelerator.device)
+
+
+def optimizer_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR,
+    loss: torch.Tensor,
+    settings: OptimizationSettings,
+) -> None:
+    """Makes one step down the gradient of `loss`, clipped to the norm `max_grad_norm`."""
+    optimizer.zero_grad()
+    accelerator.backward(loss)
+    if settings.max_grad_norm:
+        accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    lr_scheduler.step()
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises `NonFiniteParametersError` if a weight of a trained model is NaN or infinite."""
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise NonFiniteParametersError(
+            f"The training diverged: weights of the {type(model).__name__} are NaN or infinite; "
+            "lower the learning rate, or clip the gradient with --max_grad_norm."
+        )
