@@ -1,4 +1,4 @@
-"""Judging generators: metrics, baselines, the audit, and the report that shows them side by side."""
+"""Evaluation of generators: metrics, baselines, the audit, and the report that shows them side by side."""
 
 from ..pipelines.card import metrics_table, summarize
 from .audit import Audit, audit
@@ -9,7 +9,6 @@ from .metrics import (
     dispersion,
     iou,
     max_similarity,
-    mean_pairwise_disagreement,
     mean_pairwise_iou,
 )
 from .novelty import copying_auc
@@ -31,7 +30,6 @@ __all__ = [
     "gaussian_full",
     "iou",
     "max_similarity",
-    "mean_pairwise_disagreement",
     "mean_pairwise_iou",
     "metrics_table",
     "summarize",

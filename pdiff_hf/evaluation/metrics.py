@@ -1,4 +1,4 @@
-"""Metrics: pure functions of parameter vectors, predictions and masks of wrong predictions."""
+"""Metrics: pure functions of parameter vectors, scores and masks of wrong predictions."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch
 from scipy.optimize import nnls
 
 
-def accuracy_statistics(wrong: torch.Tensor) -> dict[str, float]:
-    """Returns mean, standard deviation, least and greatest accuracy, each in [0, 1].
-
-    Args:
-        wrong: `(n, images)` bool, true where a network is wrong. With n = 1 the deviation is 0.
-    """
-    accuracy = 1 - wrong.double().mean(1)  # (n,)
+def score_statistics(scores: torch.Tensor) -> dict[str, float]:
+    """Returns mean, standard deviation, least and greatest of scores `(n,)`. With n = 1 the deviation is 0."""
     return {
-        "mean": accuracy.mean().item(),
-        "std": accuracy.std().item() if len(accuracy) > 1 else 0.0,
-        "min": accuracy.min().item(),
-        "max": accuracy.max().item(),
+        "mean": scores.mean().item(),
+        "std": scores.std().item() if len(scores) > 1 else 0.0,
+        "min": scores.min().item(),
+        "max": scores.max().item(),
     }
+
+
+def accuracy_statistics(wrong: torch.Tensor) -> dict[str, float]:
+    """Returns `score_statistics` of accuracies in [0, 1], from a mask `(n, images)` bool of wrong predictions."""
+    return score_statistics(1 - wrong.double().mean(1))
 
 
 def iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -61,38 +61,6 @@ def max_similarity(wrong: torch.Tensor, zoo_wrong: torch.Tensor, excluded: torch
     return similarity.max(1).values
 
 
-def disagreement(predicted: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Returns the share of images on which two networks predict different classes, for each pair `(n, k)` in [0, 1].
-
-    Args:
-        predicted: `(n, images)` int64 classes.
-        other: `(k, images)` int64 classes.
-    """
-    agreeing = torch.zeros(len(predicted), len(other))
-    for label in predicted.unique():
-        agreeing += (predicted == label).float() @ (other == label).float().T
-    return 1 - agreeing / predicted.shape[1]
-
-
-def mean_pairwise_disagreement(predicted: torch.Tensor) -> float | None:
-    """Returns the share of images on which two networks of a set predict different classes, in [0, 1].
-
-    The mean over all pairs, counted per image: with k_c networks that predict class c, `sum_c k_c (k_c - 1)` of the
-    `n (n - 1)` ordered pairs agree. None for a single network.
-
-    Args:
-        predicted: `(n, images)` int64 classes.
-    """
-    n = len(predicted)
-    if n < 2:
-        return None
-    agreeing = torch.zeros(predicted.shape[1], dtype=torch.float64)
-    for label in predicted.unique():
-        count = (predicted == label).sum(0).double()  # (images,)
-        agreeing += count * (count - 1)
-    return 1 - (agreeing.mean() / (n * (n - 1))).item()
-
-
 def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Returns kappa = (IoU - IoU_0) / (1 - IoU_0) of each pair, `(n, k)`: 0 for independent errors, 1 for the same.
 
@@ -111,13 +79,13 @@ def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tens
 def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = False) -> torch.Tensor:
     """Returns how much of each sample the zoo's affine (or convex) hull does not reach, `(n,)` in [0, 1].
 
-    `min_a |g - sum a_i zoo_i| / |g - mean|` with `sum a_i = 1`, and `a_i >= 0` for the convex hull. 0 says: a
+    `min_a |g - sum a_i zoo_i| / |g - mean|` with `sum a_i = 1`, and `a_i >= 0` for the convex hull. 0 is a
     recombination of training checkpoints, as every sample of a linear autoencoder is.
 
     Args:
         samples: `(n, D)`.
         zoo: `(N, D)`.
-        convex: Ask for non-negative weights (non-negative least squares, slower).
+        convex: Require non-negative weights (non-negative least squares, slower).
     """
     mean = zoo.double().mean(0)
     centered, targets = zoo.double() - mean, samples.double() - mean
@@ -126,7 +94,7 @@ def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = Fals
         _, singular, directions = torch.linalg.svd(centered, full_matrices=False)
         directions = directions[singular > 1e-9 * singular[0]]
         return (targets - targets @ directions.T @ directions).norm(dim=1) / norms
-    # One heavily weighted row asks the weights to sum to 1.
+    # One heavily weighted row makes the weights sum to 1.
     weight = 100 * centered.norm(dim=1).max().item()
     system = torch.cat([centered.T, torch.full((1, len(zoo)), weight, dtype=torch.float64)]).numpy()
     residuals = []

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..data.inputs import Inputs, call_with, count_inputs, forward, move_inputs, take_inputs
 from .processing_parameters import ParameterProcessor
+from .task import task_of
 
 logger = logging.get_logger(__name__)
 
@@ -69,22 +70,19 @@ def network_predictions(
     labels: torch.Tensor,
     progress: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the predicted classes `(n, images)` int64 and the mean cross-entropy of each network `(n,)`.
+    """Returns the predictions `(n, images)`, classes int64 or values float, and the mean loss of each network `(n,)`.
 
     Takes the arguments of `network_logits` and the images' labels `(images,)`, and never holds all logits.
     """
+    task = task_of(target_model.config)
     predicted, loss = [], torch.zeros(len(parameters))
     start = 0
     for logits in iter_logits(target_model, processor, parameters, inputs, progress):
         logits = logits.float()
         target = labels[start : start + logits.shape[1]].to(logits.device)
         start += logits.shape[1]
-        predicted.append(logits.argmax(-1).cpu())
-        loss += (
-            nn.functional.cross_entropy(logits.transpose(1, 2), target.expand(len(parameters), -1), reduction="none")
-            .sum(1)
-            .cpu()
-        )
+        predicted.append(task.predict(logits).cpu())
+        loss += task.loss(logits, target.expand(len(parameters), -1), reduction="none").sum(1).cpu()
     return torch.cat(predicted, dim=1), loss / len(labels)
 
 

@@ -1,0 +1,120 @@
+"""Networks with what they predict and how they score, and what is known of the zoo and of other real networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data.inputs import LabeledData
+from ..targets.inference import network_predictions
+from ..targets.processing_parameters import ParameterProcessor
+from ..targets.task import Task, task_of
+
+
+@dataclass(frozen=True)
+class EvaluatedSet:
+    """A set of networks and what they do on validation and test examples.
+
+    Args:
+        parameters: `(n, D)`.
+        task: What the predictions are.
+        predictions: For each split `(n, examples)`.
+        wrong: For each split, which predictions are wrong, `(n, examples)` bool.
+        scores: For each split `(n,)` float64.
+    """
+
+    parameters: torch.Tensor
+    task: Task
+    predictions: dict[str, torch.Tensor]
+    wrong: dict[str, torch.Tensor]
+    scores: dict[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def take(self, rows: torch.Tensor | slice) -> EvaluatedSet:
+        """Returns the networks at `rows`: a slice, or `(k,)` int64."""
+        figures = ({split: t[rows] for split, t in f.items()} for f in (self.predictions, self.wrong, self.scores))
+        return EvaluatedSet(self.parameters[rows], self.task, *figures)
+
+    def disagreement(self, other: EvaluatedSet, split: str) -> torch.Tensor:
+        """Returns how much each two networks of the sets disagree, `(n, k)`."""
+        return self.task.disagreement(self.predictions[split], other.predictions[split])
+
+    def mean_disagreement(self, split: str) -> float | None:
+        """Returns how much two networks of the set disagree on average, or None for a single network."""
+        return self.task.mean_disagreement(self.predictions[split])
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """The zoo and what is known of its rows.
+
+    Args:
+        networks: Its members.
+        aligned: Their parameters modulo the symmetries of the network, `(N, D)`.
+        run: Number of each member's run, `(N,)` int64.
+        step: `(N,)` int64.
+        units: Number of the independent unit that each member is resampled with, `(N,)` int64.
+        length: Correlation length of a single trajectory, in steps; otherwise None.
+    """
+
+    networks: EvaluatedSet
+    aligned: torch.Tensor
+    run: torch.Tensor
+    step: torch.Tensor
+    units: torch.Tensor
+    length: int | None
+
+
+@dataclass(frozen=True)
+class References:
+    """Real networks that samples are compared with: held-out checkpoints, else the zoo's members among themselves.
+
+    Args:
+        networks: Those whose disagreement is the natural one: the held-out checkpoints if there are at least two.
+        units: Their resampling units, `(n,)` int64.
+        heldout: Held-out checkpoints, if there are any.
+        heldout_units: Their resampling units.
+    """
+
+    networks: EvaluatedSet
+    units: torch.Tensor
+    heldout: EvaluatedSet | None = None
+    heldout_units: torch.Tensor | None = None
+
+
+def evaluate_sets(
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    model: PreTrainedModel,
+    processor: ParameterProcessor,
+    images: LabeledData,
+    progress: bool = False,
+) -> dict[str, dict[str, EvaluatedSet]]:
+    """Evaluates groups of named sets of vectors `(n, D)` together, so that the trunk is computed once."""
+    task = task_of(model.config)
+    together = torch.cat([vectors for group in groups.values() for vectors in group.values()])
+    predictions, wrong, scores = {}, {}, {}
+    for split, part in (("validation", images.validation), ("test", images.test)):
+        inputs = images.inputs(part)
+        predictions[split], _ = network_predictions(model, processor, together, inputs, part.labels, progress)
+        wrong[split] = task.wrong(predictions[split], part.labels)
+        scores[split] = task.score(predictions[split], part.labels)
+    everything = EvaluatedSet(together, task, predictions, wrong, scores)
+    evaluated: dict[str, dict[str, EvaluatedSet]] = {group: {} for group in groups}
+    start = 0
+    for group, sets in groups.items():
+        for name, vectors in sets.items():
+            evaluated[group][name] = everything.take(slice(start, start + len(vectors)))
+            start += len(vectors)
+    return evaluated
+
+
+def run_numbers(runs: Sequence[Any] | None, count: int) -> torch.Tensor:
+    """Returns the number of the run of each of `count` rows, `(count,)` int64; all 0 if the runs are not known."""
+    known = {name: i for i, name in enumerate(dict.fromkeys(runs or []))}
+    return torch.zeros(count, dtype=torch.long) if runs is None else torch.tensor([known[name] for name in runs])
