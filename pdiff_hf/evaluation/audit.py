@@ -18,10 +18,10 @@ from .criteria import (
     BaselineFigures,
     Criteria,
     NotAssessable,
+    beyond_curve,
     disperses,
     distinguishable,
     novel,
-    outside_the_curve,
     performs,
 )
 from .evaluated import EvaluatedSet, References, Zoo, evaluate_sets, run_numbers
@@ -32,6 +32,7 @@ from .verdict import decide
 
 PROBE_IMAGES = 32
 ALIGNMENT_ROUNDS = 3
+UNKNOWN = "runs and steps of the zoo are not known"
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,6 @@ def audit(
         seed: Random seed for baselines and resampling.
         progress: Show progress bars.
 
-    Returns:
-        The answer with its evidence.
-
     Raises:
         ValueError: If there are fewer than two samples or zoo members.
         LayoutError, NonFiniteParametersError: If vectors do not fit the layout or are not finite.
@@ -117,9 +115,9 @@ def audit(
     principal = LinearParameterAutoencoder.from_zoo(aligned_zoo, explained_variance=1.0)
     generator = torch.Generator().manual_seed(seed + 7)
     if autoencoder is None:
-        null, codes, null_codes = gaussian_null(aligned, aligned_zoo, principal, align, generator)
+        null, codes = gaussian_null(aligned, aligned_zoo, principal, align, generator)
     else:
-        null, codes, null_codes = gaussian_null(drawn, zoo, autoencoder, lambda vectors: vectors, generator)
+        null, codes = gaussian_null(drawn, zoo, autoencoder, lambda vectors: vectors, generator)
     if symmetries.layers:
         raw_codes = LinearParameterAutoencoder.from_zoo(zoo) if autoencoder is None else autoencoder
         sources = {"raw/": (zoo, raw_codes), "": (aligned_zoo, principal)}
@@ -142,14 +140,12 @@ def audit(
     references = describe_references(known, networks["real"].get("heldout"), heldout_runs, heldout_steps)
     # 6. The criteria.
     assessable = runs is not None and (len(set(runs)) > 1 or steps is not None)
-    curve, outside = outside_the_curve(list(networks["samples"].values()), baselines, known, references)
+    curve, outside = beyond_curve(list(networks["samples"].values()), baselines, known, references)
     criteria = Criteria(
         performs(sample, known, members.task.chance(len(images.label_names))),
         disperses(sample, aligned, known, references, processor),
-        novel(sample, known, references, symmetries)
-        if assessable
-        else NotAssessable("runs and steps of the zoo are not known"),
-        distinguishable(sample, networks["null"]["null"], codes, null_codes, references, seed),
+        novel(sample, known, references, symmetries) if assessable else NotAssessable(UNKNOWN),
+        distinguishable(sample, networks["null"]["null"], codes, references.heldout, seed),
         outside,
     )
     # 7. The verdict.
@@ -173,13 +169,11 @@ def gaussian_null(
     autoencoder: Autoencoder,
     align: Callable[[torch.Tensor], torch.Tensor],
     generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draws as many networks `(n, D)` from a Gaussian in the codes of the zoo; returns the samples' codes and theirs."""
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Draws as many networks `(n, D)` from a Gaussian in the codes of the zoo; also returns the codes of both."""
     null = gaussian_codes(zoo, len(samples), generator, autoencoder)
-    codes, null_codes = (
-        autoencoder.encode(vectors.to(autoencoder.device)).latents.cpu() for vectors in (samples, align(null))
-    )
-    return null, codes, null_codes
+    encoded = [autoencoder.encode(vectors.to(autoencoder.device)) for vectors in (samples, align(null))]
+    return null, (encoded[0].latents.cpu(), encoded[1].latents.cpu())
 
 
 def draw_baselines(
@@ -204,17 +198,15 @@ def describe_zoo(
     if len(run.unique()) == 1 and steps is not None:
         wrong = members.wrong["validation"]
         length = correlation_length(iou(wrong, wrong), step)
-    return Zoo(members, aligned, run, step, resampling_units(run, step, length), length)
+    members = replace(members, units=resampling_units(run, step, length))
+    return Zoo(members, aligned, run, step, length)
 
 
 def describe_references(
     zoo: Zoo, heldout: EvaluatedSet | None, runs: Sequence[Any] | None, steps: Sequence[int] | None
 ) -> References:
-    """Returns the held-out checkpoints with their resampling units, or what stands in for them."""
-    if heldout is None:
-        return References(zoo.networks, zoo.units)
-    step = torch.arange(len(heldout)) if steps is None else torch.as_tensor(steps)
-    units = resampling_units(run_numbers(runs, len(heldout)), step, zoo.length)
-    if len(heldout) < 2:  # they do not disagree
-        return References(zoo.networks, zoo.units, heldout, units)
-    return References(heldout, units, heldout, units)
+    """Returns the held-out checkpoints with their resampling units, and what stands in if they are too few."""
+    if heldout is not None:
+        step = torch.arange(len(heldout)) if steps is None else torch.as_tensor(steps)
+        heldout = replace(heldout, units=resampling_units(run_numbers(runs, len(heldout)), step, zoo.length))
+    return References(heldout if heldout is not None and len(heldout) > 1 else zoo.networks, heldout)

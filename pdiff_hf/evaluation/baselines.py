@@ -111,13 +111,7 @@ def reconstructions(zoo: torch.Tensor, n: int, generator: torch.Generator, autoe
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline at one setting.
-
-    Args:
-        family: Name of the baseline.
-        setting: The value of its hyperparameter, or None if it has none.
-        sample: `(zoo, n, generator) -> (n, D)`.
-    """
+    """A baseline, named by its family, at one setting (None if it has none); `sample(zoo, n, generator)` draws."""
 
     family: str
     setting: float | None

@@ -81,7 +81,7 @@ class NotAssessable(Evidence):
 
 @dataclass(frozen=True)
 class Distinguishable(Evidence):
-    """Whether samples differ from a Gaussian in the generator's codes; `answer` is the conclusion."""
+    """Whether samples differ from a Gaussian in the generator's codes: the `answer`."""
 
     energy_p_value: float
     accuracy_difference: Interval
@@ -135,23 +135,22 @@ def performs(sample: EvaluatedSet, zoo: Zoo, chance: float) -> Performs:
     def share(weights: torch.Tensor, zoo_weights: torch.Tensor) -> float:
         return (weighted_mean(ours, weights) - chance) / max(weighted_mean(theirs, zoo_weights) - chance, 1e-9)
 
-    interval = bootstrap(share, torch.arange(len(sample)), zoo.units)
-    return Performs(ours.mean().item(), theirs.mean().item(), interval)
+    return Performs(ours.mean().item(), theirs.mean().item(), bootstrap(share, sample.units, zoo.networks.units))
 
 
 def disperses(
     sample: EvaluatedSet, aligned: torch.Tensor, zoo: Zoo, references: References, processor: ParameterProcessor
 ) -> Disperses:
     """R of the aligned samples `(n, D)` against the aligned zoo, and F against the references."""
-    units = torch.arange(len(aligned))
+    units, zoo_units, real = sample.units, zoo.networks.units, references.networks
     # 1. R: the root of the ratio of the traces of the covariances.
     r = bootstrap(
-        lambda w, v: weighted_spread(aligned, w) / (weighted_spread(zoo.aligned, v) or math.nan), units, zoo.units
+        lambda w, v: weighted_spread(aligned, w) / (weighted_spread(zoo.aligned, v) or math.nan), units, zoo_units
     )
     # 2. F: the ratio of the mean disagreements of predictions.
-    mine, real = sample.disagreement(sample, "test"), references.networks.disagreement(references.networks, "test")
+    ours, theirs = sample.disagreement(sample, "test"), real.disagreement(real, "test")
     f = bootstrap(
-        lambda w, v: weighted_pair_mean(mine, w) / max(weighted_pair_mean(real, v), 1e-9), units, references.units
+        lambda w, v: weighted_pair_mean(ours, w) / max(weighted_pair_mean(theirs, v), 1e-9), units, real.units
     )
     # 3. R of each tensor that differs between members.
     zoo_tensors = processor.unflatten(zoo.aligned)
@@ -182,11 +181,10 @@ def novel(sample: EvaluatedSet, zoo: Zoo, references: References, symmetries: Sy
         nearest = few if len(symmetries.layers) > 1 else None
         return symmetries.distances(symmetries.canonicalize(networks.parameters), members, nearest)
 
-    weights, ratios = _distances(of_weights, sample, zoo, references, related)
-    functions, _ = _distances(of_functions, sample, zoo, references, related)
+    weights, ratios = _distances(of_weights, sample, zoo, references.heldout, related)
+    functions, _ = _distances(of_functions, sample, zoo, references.heldout, related)
     # 3. Samples that are as good as the zoo and no copies, and what of them the zoo's hulls do not reach.
-    bar = zoo.networks.scores["test"].mean().item() - 0.01
-    parameters = zoo.networks.parameters
+    bar, parameters = zoo.networks.scores["test"].mean().item() - 0.01, zoo.networks.parameters
     return Novel(
         correlation_length=zoo.length,
         weights=weights,
@@ -205,25 +203,24 @@ def _distances(
     distance_to_zoo: Callable[[EvaluatedSet], torch.Tensor],
     sample: EvaluatedSet,
     zoo: Zoo,
-    references: References,
+    heldout: EvaluatedSet | None,
     related: torch.Tensor,
 ) -> tuple[Distances, torch.Tensor]:
     """Returns the evidence of one space, and r of each sample `(n,)`."""
-    units = torch.arange(len(sample))
     # 1. The natural distance: of zoo members to the nearest unrelated one.
     natural = leave_one_out(distance_to_zoo(zoo.networks), related)
-    natural_units = zoo.units[~related.all(1)].unique(return_inverse=True)[1]
+    natural_units = zoo.networks.units[~related.all(1)].unique(return_inverse=True)[1]
     # 2. Samples against it.
     distances = distance_to_zoo(sample)
     nearest, ratios = distances.min(1).values, nearest_ratio(distances, natural)
     r = bootstrap(
-        lambda w, v: weighted_median(nearest, w) / max(weighted_median(natural, v), 1e-12), units, natural_units
+        lambda w, v: weighted_median(nearest, w) / max(weighted_median(natural, v), 1e-12), sample.units, natural_units
     )
     # 3. Samples against held-out checkpoints; without these, against the zoo's members.
     real, real_units = natural, natural_units
-    if references.heldout is not None and references.heldout_units is not None:
-        real, real_units = distance_to_zoo(references.heldout).min(1).values, references.heldout_units
-    auc = bootstrap(lambda w, v: copying_auc(nearest, real, w, v), units, real_units)
+    if heldout is not None:
+        real, real_units = distance_to_zoo(heldout).min(1).values, heldout.units
+    auc = bootstrap(lambda w, v: copying_auc(nearest, real, w, v), sample.units, real_units)
     quantiles = [ratios.quantile(q).item() for q in (0.05, 0.5, 0.95)]
     return Distances(r, quantiles, nearest_ratio(real[:, None], natural).median().item(), auc), ratios
 
@@ -231,20 +228,19 @@ def _distances(
 def distinguishable(
     sample: EvaluatedSet,
     null: EvaluatedSet,
-    codes: torch.Tensor,
-    null_codes: torch.Tensor,
-    references: References,
+    codes: tuple[torch.Tensor, torch.Tensor],
+    heldout: EvaluatedSet | None,
     seed: int,
 ) -> Distinguishable:
-    """Whether samples differ from a Gaussian in the codes `(n, latent_dim)`: in where they lie, or in what they do."""
+    """Whether samples differ from a Gaussian in the codes, by both codes `(n, latent_dim)` or by their scores."""
     # 1. Where they lie: a permutation test of the codes with the energy distance.
-    p_value = energy_test(codes, null_codes, torch.Generator().manual_seed(seed))
+    p_value = energy_test(*codes, torch.Generator().manual_seed(seed))
     # 2. What they do: the difference of the mean scores, in standard errors.
     ours, theirs = sample.scores["test"], null.scores["test"]
     error = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt().item()
     difference = (ours.mean() - theirs.mean()).item()
     # 3. For information, how samples differ from held-out checkpoints.
-    from_heldout, heldout = None, references.heldout
+    from_heldout = None
     if heldout is not None and len(heldout) > 1:
         from_heldout = {
             "energy_distance": energy_distance(sample.parameters, heldout.parameters),
@@ -252,13 +248,13 @@ def distinguishable(
         }
     return Distinguishable(
         energy_p_value=p_value,
-        accuracy_difference=Interval(difference, difference - WIDE * error, difference + WIDE * error),
+        accuracy_difference=_within(difference, error),
         answer=p_value < SIGNIFICANCE or abs(difference) > WIDE * error,
         from_heldout=from_heldout,
     )
 
 
-def outside_the_curve(
+def beyond_curve(
     settings: list[EvaluatedSet], baselines: dict[str, EvaluatedSet], zoo: Zoo, references: References
 ) -> tuple[list[BaselineFigures], OutsideTheCurve]:
     """Score above what the swept baselines reach at the same diversity, averaged over the generator's settings.
@@ -270,10 +266,8 @@ def outside_the_curve(
     points = {
         name: {split: _point(rows, zoo, split, real[split]) for split in SPLITS} for name, rows in baselines.items()
     }
-    validation = [point["validation"] for point in points.values()]
-    rows = [
-        BaselineFigures(name, **p, on_curve=not _beaten(p["validation"], validation)) for name, p in points.items()
-    ]
+    chosen = [point["validation"] for point in points.values()]
+    rows = [BaselineFigures(name, **p, on_curve=not _beaten(p["validation"], chosen)) for name, p in points.items()]
     # 2. It is read off on test examples: the best score at the generator's diversity or more.
     curve = [row.test for row in rows if row.on_curve]
     gaps, variances = [], []
@@ -285,10 +279,14 @@ def outside_the_curve(
         gaps.append(score.mean().item() - best.accuracy)
         variances.append(score.var().item() / len(score) + best.error**2)
     # 3. Errors of both sides, and that of the zoo, which they have in common.
-    zoo_error = bootstrap(lambda v: weighted_mean(zoo.networks.scores["test"], v), zoo.units)
+    zoo_error = bootstrap(lambda v: weighted_mean(zoo.networks.scores["test"], v), zoo.networks.units)
     gap = sum(gaps) / len(gaps)
     error = (sum(variances) / len(variances) + ((zoo_error.high - zoo_error.low) / 3.92) ** 2) ** 0.5
-    return rows, OutsideTheCurve(Interval(gap, gap - WIDE * error, gap + WIDE * error), len(settings))
+    return rows, OutsideTheCurve(_within(gap, error), len(settings))
+
+
+def _within(value: float, error: float) -> Interval:
+    return Interval(value, value - WIDE * error, value + WIDE * error)
 
 
 def _point(networks: EvaluatedSet, zoo: Zoo, split: str, real: float) -> Point:
@@ -302,4 +300,5 @@ def _point(networks: EvaluatedSet, zoo: Zoo, split: str, real: float) -> Point:
 
 
 def _beaten(mine: Point, others: list[Point]) -> bool:
+    """Whether another point has a better score at no less diversity."""
     return any(other.accuracy > mine.accuracy and min(other.F, 1) >= min(mine.F, 1) for other in others)

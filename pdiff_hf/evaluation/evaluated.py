@@ -22,6 +22,7 @@ class EvaluatedSet:
     Args:
         parameters: `(n, D)`.
         task: What the predictions are.
+        units: Number of the independent unit of each network, which intervals resample, `(n,)` int64.
         predictions: For each split `(n, examples)`.
         wrong: For each split, which predictions are wrong, `(n, examples)` bool.
         scores: For each split `(n,)` float64.
@@ -29,6 +30,7 @@ class EvaluatedSet:
 
     parameters: torch.Tensor
     task: Task
+    units: torch.Tensor
     predictions: dict[str, torch.Tensor]
     wrong: dict[str, torch.Tensor]
     scores: dict[str, torch.Tensor]
@@ -37,9 +39,10 @@ class EvaluatedSet:
         return len(self.parameters)
 
     def take(self, rows: torch.Tensor | slice) -> EvaluatedSet:
-        """Returns the networks at `rows`: a slice, or `(k,)` int64."""
+        """Returns the networks at `rows`, a slice or `(k,)` int64, each a unit of its own."""
         figures = ({split: t[rows] for split, t in f.items()} for f in (self.predictions, self.wrong, self.scores))
-        return EvaluatedSet(self.parameters[rows], self.task, *figures)
+        parameters = self.parameters[rows]
+        return EvaluatedSet(parameters, self.task, torch.arange(len(parameters)), *figures)
 
     def disagreement(self, other: EvaluatedSet, split: str) -> torch.Tensor:
         """Returns how much each two networks of the sets disagree, `(n, k)`."""
@@ -59,7 +62,6 @@ class Zoo:
         aligned: Their parameters modulo the symmetries of the network, `(N, D)`.
         run: Number of each member's run, `(N,)` int64.
         step: `(N,)` int64.
-        units: Number of the independent unit that each member is resampled with, `(N,)` int64.
         length: Correlation length of a single trajectory, in steps; otherwise None.
     """
 
@@ -67,25 +69,20 @@ class Zoo:
     aligned: torch.Tensor
     run: torch.Tensor
     step: torch.Tensor
-    units: torch.Tensor
     length: int | None
 
 
 @dataclass(frozen=True)
 class References:
-    """Real networks that samples are compared with: held-out checkpoints, else the zoo's members among themselves.
+    """Real networks that samples are compared with.
 
     Args:
-        networks: Those whose disagreement is the natural one: the held-out checkpoints if there are at least two.
-        units: Their resampling units, `(n,)` int64.
-        heldout: Held-out checkpoints, if there are any.
-        heldout_units: Their resampling units.
+        networks: The held-out checkpoints if there are at least two, otherwise the zoo's members.
+        heldout: The held-out checkpoints, if there are any.
     """
 
     networks: EvaluatedSet
-    units: torch.Tensor
-    heldout: EvaluatedSet | None = None
-    heldout_units: torch.Tensor | None = None
+    heldout: EvaluatedSet | None
 
 
 def evaluate_sets(
@@ -104,7 +101,7 @@ def evaluate_sets(
         predictions[split], _ = network_predictions(model, processor, together, inputs, part.labels, progress)
         wrong[split] = task.wrong(predictions[split], part.labels)
         scores[split] = task.score(predictions[split], part.labels)
-    everything = EvaluatedSet(together, task, predictions, wrong, scores)
+    everything = EvaluatedSet(together, task, torch.arange(len(together)), predictions, wrong, scores)
     evaluated: dict[str, dict[str, EvaluatedSet]] = {group: {} for group in groups}
     start = 0
     for group, sets in groups.items():

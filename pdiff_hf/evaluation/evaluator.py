@@ -122,9 +122,7 @@ def evaluate(
     )
     # 3. Of all that the audit evaluated, the sets that a report shows, with their figures.
     networks = _shown(answer)
-    near = neighbors_in_time(run_numbers(zoo.run, len(zoo)), torch.tensor(zoo.step), NEIGHBOR_STEPS)
-    nearest = {split: _max_similarity(networks, split, near) for split in ("validation", "test")}
-    sets = _figures(networks, nearest)
+    sets, nearest = _figures(networks, zoo)
     task = task_of(pipe.target_model.config)
     if task is classification:  # ensembles average probabilities
         for key in [key for key in ENSEMBLES if key in networks]:
@@ -135,16 +133,12 @@ def evaluate(
     return Evaluation(
         sets=sets,
         networks=networks,
-        max_similarity=nearest["test"],
+        max_similarity=nearest,
         answer=answer,
         similarity=_similarity([rows.wrong["test"] for rows in networks.values()]),
         reverse_process=_reverse_process(pipe, images, num_inference_steps, seed),
         costs={"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started},
-        data={
-            "test_images_sha256": images.test.fingerprint(),
-            "task": task.name,
-            "score_name": task.score_name,
-        },
+        data={"test_images_sha256": images.test.fingerprint(), "task": task.name, "score_name": task.score_name},
     )
 
 
@@ -157,36 +151,34 @@ def _shown(answer: Audit) -> dict[str, EvaluatedSet]:
     return {key: available[key] for key in SETS if key in available}
 
 
-def _max_similarity(networks: dict[str, EvaluatedSet], split: str, near: torch.Tensor) -> dict[str, torch.Tensor]:
-    """For each set, each network's largest similarity with the zoo `(n,)`; not with its neighbors in time `near`."""
-    zoo = networks["zoo"].wrong[split]
-    return {
-        key: max_similarity(rows.wrong[split], zoo, near if key == "zoo" else None) for key, rows in networks.items()
-    }
-
-
 def _figures(
-    networks: dict[str, EvaluatedSet], nearest: dict[str, dict[str, torch.Tensor]]
-) -> dict[str, dict[str, Any]]:
-    """Returns the figures of each set, as in `metrics.json`; the key `accuracy` holds the score of any task."""
-    zoo = networks["zoo"]
+    networks: dict[str, EvaluatedSet], zoo: CheckpointSplit
+) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
+    """Returns the figures of each set, as in `metrics.json`, and its largest test similarities with the zoo `(n,)`.
+
+    The key `accuracy` holds the score of any task.
+    """
+    near = neighbors_in_time(run_numbers(zoo.run, len(zoo)), torch.tensor(zoo.step), NEIGHBOR_STEPS)
+    members = networks["zoo"]
     reference = networks["heldout"].mean_disagreement("test") if "heldout" in networks else None
     sets: dict[str, dict[str, Any]] = {}
+    nearest = {}
     for key, rows in networks.items():
         sets[key] = {"title": SETS[key].title}
         for split, wrong in rows.wrong.items():
             classifies = rows.task is classification
+            nearest[key] = max_similarity(wrong, members.wrong[split], near if key == "zoo" else None)
             sets[key][split] = {
                 "n": len(rows),
                 "accuracy": accuracy_statistics(wrong) if classifies else score_statistics(rows.scores[split]),
                 "iou": mean_pairwise_iou(wrong),
-                "max_similarity": nearest[split][key].mean().item(),
-                "kappa_to_zoo": chance_corrected_iou(wrong, zoo.wrong[split]).mean().item(),
+                "max_similarity": nearest[key].mean().item(),
+                "kappa_to_zoo": chance_corrected_iou(wrong, members.wrong[split]).mean().item(),
                 "disagreement": rows.mean_disagreement(split),
             }
         f = (sets[key]["test"]["disagreement"] or 0.0) / reference if reference else None
-        sets[key]["dispersion"] = {"R": dispersion(rows.parameters, zoo.parameters), "F": f}
-    return sets
+        sets[key]["dispersion"] = {"R": dispersion(rows.parameters, members.parameters), "F": f}
+    return sets, nearest  # of the last split, test
 
 
 def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabeledData) -> dict[str, dict[str, float]]:

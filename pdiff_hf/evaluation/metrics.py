@@ -27,9 +27,7 @@ def iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     `|A and B| / |A or B|` (arXiv 2402.13144v3, equation 7), by one matrix product; two networks without any error
     have similarity 1.
 
-    Args:
-        wrong: `(n, images)` bool.
-        other: `(k, images)` bool, on the same images.
+    `wrong` is `(n, images)` bool, `other` `(k, images)` bool, on the same images.
     """
     a, b = wrong.float(), other.float()
     both = a @ b.T  # (n, k)
@@ -67,9 +65,7 @@ def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tens
     IoU_0 = p q / (p + q - p q) is the similarity of independent errors at rates p and q, so that networks of different
     accuracy can be compared.
 
-    Args:
-        wrong: `(n, images)` bool.
-        other: `(k, images)` bool.
+    `wrong` is `(n, images)` bool, `other` `(k, images)` bool.
     """
     p, q = wrong.double().mean(1)[:, None], other.double().mean(1)[None, :]
     chance = p * q / (p + q - p * q).clamp(min=1e-12)
@@ -107,9 +103,7 @@ def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = Fals
 def dispersion(samples: torch.Tensor, zoo: torch.Tensor) -> float:
     """Returns R = sqrt(tr Cov(samples) / tr Cov(zoo)): 0 for copies of one network, 1 for the zoo's own spread.
 
-    Args:
-        samples: `(n, D)`; a single vector has dispersion 0.
-        zoo: `(zoo, D)`, at least two distinct vectors.
+    `samples` are `(n, D)`; a single vector has dispersion 0. `zoo` `(zoo, D)` has at least two distinct vectors.
     """
     if len(samples) < 2:
         return 0.0

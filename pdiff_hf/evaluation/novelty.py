@@ -34,10 +34,7 @@ def correlation_length(similarity: torch.Tensor, step: torch.Tensor) -> int:
 def neighbors_in_time(run: torch.Tensor, step: torch.Tensor, length: int | None = None) -> torch.Tensor:
     """Returns which pairs of checkpoints are of one run and within `length` steps (None: any), `(n, n)` bool.
 
-    Args:
-        run: `(n,)` int64 number of each checkpoint's run.
-        step: `(n,)` int64.
-        length: In steps.
+    `run` and `step` are `(n,)` int64.
     """
     same_run = run[:, None] == run[None, :]
     return same_run if length is None else same_run & ((step[:, None] - step[None, :]).abs() <= length)
@@ -47,11 +44,6 @@ def related_pairs(run: torch.Tensor, step: torch.Tensor, length: int | None) -> 
     """Returns which pairs of zoo members are too closely related to be compared with each other, `(n, n)` bool.
 
     In a zoo of several runs, those of one run; in a zoo of one run, those within `length` steps.
-
-    Args:
-        run: `(n,)` int64 number of each member's run.
-        step: `(n,)` int64.
-        length: The correlation length of the trajectory.
 
     Raises:
         TimeExclusionError: If there is one run and no length.
@@ -69,9 +61,7 @@ def related_pairs(run: torch.Tensor, step: torch.Tensor, length: int | None) -> 
 def leave_one_out(distances: torch.Tensor, related: torch.Tensor) -> torch.Tensor:
     """Returns each zoo member's distance to the nearest unrelated one, `(n,)`; members without any are dropped.
 
-    Args:
-        distances: `(n, n)` among zoo members.
-        related: `(n, n)` bool, see `related_pairs`.
+    `distances` `(n, n)` are among zoo members; `related` `(n, n)` bool, see `related_pairs`.
     """
     nearest = distances.masked_fill(related, torch.inf).min(1).values
     return nearest[nearest.isfinite()]
@@ -80,9 +70,7 @@ def leave_one_out(distances: torch.Tensor, related: torch.Tensor) -> torch.Tenso
 def nearest_ratio(distances: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Returns r `(n,)`: distance to the nearest zoo member over the median leave-one-out distance. 0 is a copy.
 
-    Args:
-        distances: `(n, zoo)` from samples to zoo members.
-        reference: What `leave_one_out` returned.
+    `distances` are `(n, zoo)`, from samples to zoo members; `reference` is what `leave_one_out` returned.
     """
     return distances.min(1).values / reference.median().clamp(min=1e-12)
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,14 +26,16 @@ EMBEDDED = 200
 
 def draw_figures(folder: str | os.PathLike, evaluation: Evaluation, processor: ParameterProcessor) -> None:
     """Writes the files that `PICTURES` names."""
-    drawn = {
-        "accuracy_similarity.png": accuracy_against_similarity(evaluation),
-        "similarity_matrix.png": similarity_matrix(evaluation),
-        "parameter_distribution.png": parameter_distribution(evaluation, processor),
-        "reverse_process.png": reverse_process(evaluation),
-        "embedding.png": embedding(evaluation),
-    }
-    with matplotlib.rc_context({"font.size": 11, "savefig.dpi": 140}), replace_folder(folder) as temporary:
+    style: Any = {"font.size": 11, "axes.titlesize": 11, "savefig.dpi": 140, "legend.frameon": False}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style), replace_folder(folder) as temporary:
+        drawn = {
+            "accuracy_similarity.png": accuracy_against_similarity(evaluation),
+            "similarity_matrix.png": similarity_matrix(evaluation),
+            "parameter_distribution.png": parameter_distribution(evaluation, processor),
+            "reverse_process.png": reverse_process(evaluation),
+            "embedding.png": embedding(evaluation),
+        }
         for file, figure in drawn.items():
             figure.savefig(temporary / file, bbox_inches="tight")
 
@@ -48,20 +51,14 @@ def accuracy_against_similarity(evaluation: Evaluation) -> Figure:
         edge = None if row.marker in "x+" else "black"
         axes.scatter(x.mean(), y.mean(), 150, linewidths=1.5, edgecolors=edge, label=row.label, zorder=5, **style)
     for row in SETS.values():
-        points = [
-            baseline.test
-            for baseline in evaluation.answer.curve
-            if row.baseline and family_of(baseline.name) == family_of(row.baseline)
-        ]
+        family = family_of(row.baseline or "")
+        points = [baseline.test for baseline in evaluation.answer.curve if family_of(baseline.name) == family]
         places, heights = [point.max_similarity for point in points], [100 * point.accuracy for point in points]
         axes.plot(places, heights, color=row.color, linewidth=1, marker=".", zorder=4)
     axes.set_xlabel("largest overlap of wrong predictions with a zoo network (right: more alike)")
     axes.set_ylabel(f"test {evaluation.data['score_name']} (%)")
-    axes.set_title(
-        "Faithful: on the held-out networks (x). Averager: drawn to the star, along the baselines' lines.", fontsize=11
-    )
-    _tidy(axes)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="large: mean of a set")
+    axes.set_title("Faithful: on the held-out networks (x). Averager: drawn to the star, along the baselines' lines.")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="large: mean of a set")
     return figure
 
 
@@ -72,15 +69,12 @@ def parameter_distribution(evaluation: Evaluation, processor: ParameterProcessor
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(8, 2.4 * rows + 0.8))
     grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
     for axes, layer in zip(grid.flat, names, strict=False):
         draw_distribution(axes, evaluation, processor, layer)
-        axes.set_title(_shorten(layer), fontsize=9)
-    for axes in list(grid.flat)[len(names) :]:
-        axes.set_visible(False)
-    figure.suptitle("Distance of parameters from the zoo's average: an averager is too narrow", fontsize=11)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 0.98))
+        axes.set_title(layer if len(layer) <= 46 else "…" + layer[-45:], fontsize=9)
+    _finish(figure, "Distance of parameters from the zoo's average: an averager is too narrow")
     return figure
 
 
@@ -90,23 +84,14 @@ def draw_distribution(axes: Axes, evaluation: Evaluation, processor: ParameterPr
     average = zoo.mean(0)
     limit = 4 * processor.unflatten(zoo - average)[layer].std().item() or 1.0
     bins = torch.linspace(-limit, limit, 61)
-    for name in ("zoo", "heldout", "averages_16", "generated"):
-        if name not in evaluation.networks:
-            continue
-        values = processor.unflatten(evaluation.networks[name].parameters - average)[layer]
-        density, _ = torch.histogram(values.flatten().float(), bins, density=True)
-        axes.stairs(
-            density.numpy(),
-            bins.numpy(),
-            label=SETS[name].label,
-            color=SETS[name].color,
-            fill=name == "zoo",
-            alpha=0.5 if name == "zoo" else 1.0,
-            linewidth=1.6,
-            linestyle="--" if name == "heldout" else "-",
-        )
+    styles: dict[str, dict[str, Any]] = {"zoo": {"fill": True, "alpha": 0.5}, "heldout": {"linestyle": "--"}}
+    for key in ("zoo", "heldout", "averages_16", "generated"):
+        if key in evaluation.networks:
+            values = processor.unflatten(evaluation.networks[key].parameters - average)[layer]
+            density, _ = torch.histogram(values.flatten().float(), bins, density=True)
+            style = {"label": SETS[key].label, "color": SETS[key].color, "linewidth": 1.6, **styles.get(key, {})}
+            axes.stairs(density.numpy(), bins.numpy(), **style)
     axes.set_yticks([])
-    _tidy(axes)
 
 
 def similarity_matrix(evaluation: Evaluation) -> Figure:
@@ -122,9 +107,7 @@ def similarity_matrix(evaluation: Evaluation) -> Figure:
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right")
     axes.set_yticks(range(len(labels)), labels)
-    axes.set_title(
-        "Overlap of wrong predictions: a generator's own square should equal the held-out one's", fontsize=11
-    )
+    axes.set_title("Overlap of wrong predictions: a generator's own square should equal the held-out one's")
     figure.colorbar(image, shrink=0.8)
     return figure
 
@@ -133,20 +116,15 @@ def reverse_process(evaluation: Evaluation) -> Figure:
     """Draws the score of what the latents decode to, along the sampler's steps."""
     figure = Figure(figsize=(8, 4.4))
     axes = figure.subplots()
-    scores = 100 * evaluation.reverse_process
-    for seed in range(scores.shape[1]):
-        color = SETS["generated"].color
-        axes.plot(range(1, len(scores) + 1), scores[:, seed], color=color, alpha=0.8, linewidth=1.5)
+    scores, color = 100 * evaluation.reverse_process, SETS["generated"].color
+    axes.plot(range(1, len(scores) + 1), scores, color=color, alpha=0.8, linewidth=1.5)
     zoo = 100 * evaluation.networks["zoo"].scores["test"]
-    low, high = zoo.min().item(), zoo.max().item()
-    axes.axhspan(low, high, color=SETS["zoo"].color, alpha=0.35, label="zoo, from worst to best")
+    style: dict[str, Any] = {"color": SETS["zoo"].color, "alpha": 0.35, "label": "zoo, from worst to best"}
+    axes.axhspan(zoo.min().item(), zoo.max().item(), **style)
     axes.set_xlabel("steps of the sampler (equally spaced)")
     axes.set_ylabel(f"test {evaluation.data['score_name']} (%)")
-    axes.set_title(
-        f"From noise to networks: what the latents decode to along the way, {scores.shape[1]} seeds", fontsize=11
-    )
-    axes.legend(loc="lower right", frameon=False)
-    _tidy(axes)
+    axes.set_title(f"From noise to networks: what the latents decode to along the way, {scores.shape[1]} seeds")
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -162,25 +140,20 @@ def embedding(evaluation: Evaluation) -> Figure:
     }
     figure = Figure(figsize=(8, 4.4))
     for axes, (title, points) in zip(figure.subplots(1, 2), views.items(), strict=True):
-        start = 0
-        for name, vectors in zip(names, sets, strict=True):
-            row, part = SETS[name], points[start : start + len(vectors)]
+        for name, part in zip(names, np.split(points, np.cumsum([len(vectors) for vectors in sets])), strict=False):
+            row = SETS[name]
             style: dict[str, Any] = {"c": row.color, "marker": row.marker, "label": row.label}
             axes.scatter(part[:, 0], part[:, 1], s=14, alpha=0.6, linewidths=0.8, **style)
-            start += len(vectors)
         axes.set_title(title, fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.suptitle("Samples belong where held-out checkpoints are, not on top of zoo members", fontsize=11)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    _finish(figure, "Samples belong where held-out checkpoints are, not on top of zoo members")
     return figure
 
 
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= 46 else "…" + name[-45:]
+def _finish(figure: Figure, title: str) -> None:
+    """Adds a title and one legend for all axes."""
+    figure.suptitle(title, fontsize=11)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels))
+    figure.tight_layout(rect=(0, 0.07, 1, 0.99))

@@ -36,12 +36,12 @@ from pdiff_hf import (
 from pdiff_hf.evaluation.auditing import AuditSettings, audit_pipeline
 from pdiff_hf.evaluation.card import add_report
 from pdiff_hf.hub.cards import (
-    _render,
     describe_layout,
     has_own_card,
     published_name,
     published_value,
     readdress,
+    render,
     write_network_card,
     write_remote_code_card,
 )
@@ -220,7 +220,7 @@ def test_a_card_has_no_gap(made: Made, tmp_path: Path, name: str):
 def test_a_value_that_a_template_lacks_is_an_error():
     for template in ("pipeline.md", "checkpoints_dataset.md", "generated_network.md"):
         with pytest.raises(jinja2.UndefinedError):
-            _render(template, ModelCardData(license=LICENCE))
+            render(template, ModelCardData(license=LICENCE))
 
 
 # What a pipeline's card says
