@@ -134,11 +134,11 @@ def trajectory_case(seed: int, checkpoints: int = 300, width: int = 32) -> Case:
 def _directions_without_derivative(
     model: nn.Module, processor: ParameterProcessor, vector: torch.Tensor, images: ImageData
 ) -> torch.Tensor:
-    """The directions in which 128 random projections of the logits of 64 images do not change, `(k, D)`."""
+    """Half of all directions: in those, random projections of the logits of 64 images do not change, `(D / 2, D)`."""
     vector = vector.clone().requires_grad_()
     pixel_values = images.preprocessing(images.test.pixels[:64])
     logits = torch.func.functional_call(model, processor.unflatten(vector), (pixel_values,)).logits
-    projections = torch.randn(128, *logits.shape, generator=torch.Generator().manual_seed(0))
+    projections = torch.randn(len(vector) // 2, *logits.shape, generator=torch.Generator().manual_seed(0))
     rows = [torch.autograd.grad((logits * p).sum(), vector, retain_graph=True)[0] for p in projections]
     _, _, directions = torch.linalg.svd(torch.stack(rows).double(), full_matrices=True)
     return directions[len(rows) :].float()
