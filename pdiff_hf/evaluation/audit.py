@@ -37,22 +37,14 @@ UNKNOWN = "runs and steps of the zoo are not known"
 
 @dataclass(frozen=True)
 class Audit:
-    """The answer and its evidence.
+    """The answer and its evidence."""
 
-    Args:
-        verdict: One of broken, copier, averager, beyond the curve, Gaussian-equivalent, faithful, inconclusive, not
-            assessable.
-        reason: The figures that decided.
-        criteria: The evidence of each criterion.
-        curve: The figures of each baseline at each setting.
-        networks: Every set that was evaluated, by group and name: `real` (zoo, heldout), `further`, `samples` by
-            setting, `baselines` by name and setting, and `null`.
-    """
-
-    verdict: str
-    reason: str
+    verdict: str  # one of the keys of MEANINGS
+    reason: str  # the figures that decided
     criteria: Criteria
-    curve: list[BaselineFigures]
+    curve: list[BaselineFigures]  # of each baseline at each setting
+    # Every set that was evaluated, by group and name: "real" (zoo, heldout), "further", "samples" by setting,
+    # "baselines" by name and setting, and "null".
     networks: dict[str, dict[str, EvaluatedSet]]
 
 

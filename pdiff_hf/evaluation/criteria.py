@@ -22,7 +22,7 @@ from .intervals import (
     weighted_spread,
 )
 from .metrics import dispersion, hull_residuals, max_similarity
-from .novelty import copying_auc, leave_one_out, nearest_ratio, novel_and_performant, related_pairs
+from .novelty import copying_auc, leave_one_out, nearest_ratio, related_pairs
 
 SIGNIFICANCE = 0.005
 WIDE = 2.58  # standard errors
@@ -183,8 +183,9 @@ def novel(sample: EvaluatedSet, zoo: Zoo, references: References, symmetries: Sy
 
     weights, ratios = _distances(of_weights, sample, zoo, references.heldout, related)
     functions, _ = _distances(of_functions, sample, zoo, references.heldout, related)
-    # 3. Samples that are as good as the zoo and no copies, and what of them the zoo's hulls do not reach.
-    bar, parameters = zoo.networks.scores["test"].mean().item() - 0.01, zoo.networks.parameters
+    # 3. Samples that are as good as the zoo and no copies (N&P), and what of them the zoo's hulls do not reach.
+    scores, parameters = sample.scores["test"], zoo.networks.parameters
+    good = scores >= zoo.networks.scores["test"].mean().item() - 0.01
     return Novel(
         correlation_length=zoo.length,
         weights=weights,
@@ -192,9 +193,7 @@ def novel(sample: EvaluatedSet, zoo: Zoo, references: References, symmetries: Sy
             "affine": hull_residuals(sample.parameters, parameters).mean().item(),
             "convex": hull_residuals(sample.parameters[:FEW], parameters, convex=True).mean().item(),
         },
-        novel_and_performant={
-            f"{tau:g}": novel_and_performant(ratios, sample.scores["test"], bar, tau) for tau in TAUS
-        },
+        novel_and_performant={f"{tau:g}": (good & (ratios >= tau)).double().mean().item() for tau in TAUS},
         functions=functions,
     )
 
@@ -246,12 +245,8 @@ def distinguishable(
             "energy_distance": energy_distance(sample.parameters, heldout.parameters),
             "nearest_neighbour_accuracy": nearest_neighbor_accuracy(sample.parameters, heldout.parameters),
         }
-    return Distinguishable(
-        energy_p_value=p_value,
-        accuracy_difference=_within(difference, error),
-        answer=p_value < SIGNIFICANCE or abs(difference) > WIDE * error,
-        from_heldout=from_heldout,
-    )
+    answer = p_value < SIGNIFICANCE or abs(difference) > WIDE * error
+    return Distinguishable(p_value, _within(difference, error), answer, from_heldout)
 
 
 def beyond_curve(

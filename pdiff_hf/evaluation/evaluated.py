@@ -17,23 +17,14 @@ from ..targets.task import Task, task_of
 
 @dataclass(frozen=True)
 class EvaluatedSet:
-    """A set of networks and what they do on validation and test examples.
+    """A set of networks and what they do on validation and test examples."""
 
-    Args:
-        parameters: `(n, D)`.
-        task: What the predictions are.
-        units: Number of the independent unit of each network, which intervals resample, `(n,)` int64.
-        predictions: For each split `(n, examples)`.
-        wrong: For each split, which predictions are wrong, `(n, examples)` bool.
-        scores: For each split `(n,)` float64.
-    """
-
-    parameters: torch.Tensor
-    task: Task
-    units: torch.Tensor
-    predictions: dict[str, torch.Tensor]
-    wrong: dict[str, torch.Tensor]
-    scores: dict[str, torch.Tensor]
+    parameters: torch.Tensor  # (n, D)
+    task: Task  # what the predictions are
+    units: torch.Tensor  # (n,) int64, number of the independent unit of each network, which intervals resample
+    predictions: dict[str, torch.Tensor]  # of each split (n, examples)
+    wrong: dict[str, torch.Tensor]  # which of them are wrong, bool
+    scores: dict[str, torch.Tensor]  # of each split (n,) float64
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -55,34 +46,21 @@ class EvaluatedSet:
 
 @dataclass(frozen=True)
 class Zoo:
-    """The zoo and what is known of its rows.
-
-    Args:
-        networks: Its members.
-        aligned: Their parameters modulo the symmetries of the network, `(N, D)`.
-        run: Number of each member's run, `(N,)` int64.
-        step: `(N,)` int64.
-        length: Correlation length of a single trajectory, in steps; otherwise None.
-    """
+    """The zoo and what is known of its rows."""
 
     networks: EvaluatedSet
-    aligned: torch.Tensor
-    run: torch.Tensor
-    step: torch.Tensor
-    length: int | None
+    aligned: torch.Tensor  # (N, D), their parameters modulo the symmetries of the network
+    run: torch.Tensor  # (N,) int64, number of each member's run
+    step: torch.Tensor  # (N,) int64
+    length: int | None  # correlation length of a single trajectory, in steps
 
 
 @dataclass(frozen=True)
 class References:
-    """Real networks that samples are compared with.
+    """Real networks that samples are compared with."""
 
-    Args:
-        networks: The held-out checkpoints if there are at least two, otherwise the zoo's members.
-        heldout: The held-out checkpoints, if there are any.
-    """
-
-    networks: EvaluatedSet
-    heldout: EvaluatedSet | None
+    networks: EvaluatedSet  # the held-out checkpoints if there are at least two, otherwise the zoo's members
+    heldout: EvaluatedSet | None  # the held-out checkpoints, if there are any
 
 
 def evaluate_sets(

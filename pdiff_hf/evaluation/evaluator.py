@@ -38,27 +38,16 @@ ENSEMBLES = ("zoo", "heldout", "generated")  # sets that prediction ensembles ar
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """What was measured; sets are known by the keys of `SETS`."""
 
-    Args:
-        sets: For each set its figures, as in `metrics.json`.
-        networks: For each set its networks with their predictions and scores.
-        max_similarity: For each set the largest test similarity of each network with the zoo `(n,)`.
-        answer: The audit.
-        similarity: Mean similarity between any two of the sets, in their order, on test images.
-        reverse_process: Test score along the sampler's steps, `(steps, seeds)`.
-        costs: Seconds.
-        data: Identity of the images, and the task.
-    """
-
-    sets: dict[str, dict[str, Any]]
+    sets: dict[str, dict[str, Any]]  # the figures of each set, as in metrics.json
     networks: dict[str, EvaluatedSet]
-    max_similarity: dict[str, torch.Tensor]
+    max_similarity: dict[str, torch.Tensor]  # of each set (n,), each network's largest test similarity with the zoo
     answer: Audit
-    similarity: torch.Tensor
-    reverse_process: torch.Tensor
-    costs: dict[str, float]
-    data: dict[str, str]
+    similarity: torch.Tensor  # (sets, sets), mean similarity between any two sets on test images
+    reverse_process: torch.Tensor  # (steps, seeds), test score along the sampler's steps
+    costs: dict[str, float]  # seconds
+    data: dict[str, str]  # identity of the images, and the task
 
 
 @torch.no_grad()

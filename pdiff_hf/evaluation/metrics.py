@@ -47,11 +47,9 @@ def mean_pairwise_iou(wrong: torch.Tensor) -> float | None:
 def max_similarity(wrong: torch.Tensor, zoo_wrong: torch.Tensor, excluded: torch.Tensor | None = None) -> torch.Tensor:
     """Returns, for each network, its largest similarity with any zoo member, `(n,)` in [0, 1].
 
-    Args:
-        wrong: `(n, images)` bool.
-        zoo_wrong: `(zoo, images)` bool.
-        excluded: `(n, zoo)` bool, pairs that do not count: a zoo member and itself, or its neighbors in time, which
-            are near-copies of it. A network with nothing left to compare with has similarity 0.
+    `wrong` is `(n, images)` bool, `zoo_wrong` `(zoo, images)`; `excluded` `(n, zoo)` bool are pairs that do not
+    count: a zoo member and itself, or its neighbors in time, which are near-copies of it. A network with nothing left
+    to compare with has similarity 0.
     """
     similarity = iou(wrong, zoo_wrong)
     if excluded is not None:
@@ -75,13 +73,9 @@ def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tens
 def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = False) -> torch.Tensor:
     """Returns how much of each sample the zoo's affine (or convex) hull does not reach, `(n,)` in [0, 1].
 
-    `min_a |g - sum a_i zoo_i| / |g - mean|` with `sum a_i = 1`, and `a_i >= 0` for the convex hull. 0 is a
-    recombination of training checkpoints, as every sample of a linear autoencoder is.
-
-    Args:
-        samples: `(n, D)`.
-        zoo: `(N, D)`.
-        convex: Require non-negative weights (non-negative least squares, slower).
+    `min_a |g - sum a_i zoo_i| / |g - mean|` with `sum a_i = 1`, and `a_i >= 0` for the convex hull (non-negative
+    least squares, slower). 0 is a recombination of training checkpoints, as every sample of a linear autoencoder is.
+    `samples` are `(n, D)`, `zoo` `(N, D)`.
     """
     mean = zoo.double().mean(0)
     centered, targets = zoo.double() - mean, samples.double() - mean

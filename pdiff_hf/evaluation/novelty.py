@@ -75,11 +75,6 @@ def nearest_ratio(distances: torch.Tensor, reference: torch.Tensor) -> torch.Ten
     return distances.min(1).values / reference.median().clamp(min=1e-12)
 
 
-def novel_and_performant(ratio: torch.Tensor, accuracy: torch.Tensor, bar: float, tau: float) -> float:
-    """Returns N&P(tau): the share of samples with accuracy of at least `bar` and r of at least `tau`, in [0, 1]."""
-    return ((accuracy >= bar) & (ratio >= tau)).double().mean().item()
-
-
 def copying_auc(
     samples: torch.Tensor,
     heldout: torch.Tensor,

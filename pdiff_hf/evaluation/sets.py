@@ -7,21 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ShownSet:
-    """One row of a report's table.
+    """One row of a report's table, in the palette of Okabe and Ito; markers differ too."""
 
-    Args:
-        title: In tables.
-        label: In figures.
-        color: From the palette of Okabe and Ito.
-        marker: Matplotlib's; markers differ for those who cannot tell the colors apart.
-        baseline: Name of the baseline that it shows, at a setting whose family a line of this color joins in figures.
-    """
-
-    title: str
-    label: str
+    title: str  # in tables
+    label: str  # in figures
     color: str
     marker: str
-    baseline: str | None = None
+    baseline: str | None = None  # the one it shows; a line of this color joins all settings of its family in figures
 
 
 SETS = {  # by their keys in metrics.json; the zoo is where shrinking toward the average ends

@@ -20,10 +20,10 @@ LICENSE = "apache-2.0"
 # The name under which a card speaks of its repository until it is pushed to one.
 NO_ADDRESS = "path/or/id"
 PICTURES = {
-    "accuracy_similarity.png": "Accuracy against similarity to the zoo",
+    "accuracy_similarity.png": "Score against similarity to the zoo",
     "similarity_matrix.png": "Similarity between the sets",
     "parameter_distribution.png": "Distribution of the parameters by layer",
-    "reverse_process.png": "Accuracy along the reverse process",
+    "reverse_process.png": "Score along the reverse process",
     "embedding.png": "Zoo, held-out checkpoints and samples in two dimensions",
 }
 IMAGE_CLASSIFICATION = "image-classification"

@@ -206,4 +206,4 @@ def test_image_tensors_are_data_too(random_vectors):
 
     answer = audit(vectors[:6], vectors[6:], processor=processor, model=model, images=data, num_baseline_models=3)
 
-    assert answer.judged["zoo"].accuracy["test"].shape == (6,)
+    assert answer.networks["real"]["zoo"].scores["test"].shape == (6,)

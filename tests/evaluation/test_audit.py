@@ -17,16 +17,8 @@ from pdiff_hf.evaluation.evaluated import EvaluatedSet, References, Zoo, evaluat
 from pdiff_hf.evaluation.verdict import MEANINGS, decide
 from pdiff_hf.targets.task import classification
 
-TRAJECTORY_PLANTED = [
-    "copies",
-    "copies with small noise",
-    "mean with small noise",
-    "mean with idle noise",
-    "interpolation of two",
-    "Gaussian",
-    "real checkpoints",
-    "random weights",
-]
+TRAJECTORY_PLANTED = ["copies", "copies with small noise", "mean with small noise", "mean with idle noise"]
+TRAJECTORY_PLANTED += ["interpolation of two", "Gaussian", "real checkpoints", "random weights"]
 MULTI_RUN_PLANTED = [*TRAJECTORY_PLANTED, "permuted and rescaled copies"]
 FEW = 10  # networks of each baseline
 SAMPLES = 60
@@ -50,12 +42,12 @@ class Planted:
 
 @pytest.fixture(scope="module")
 def multi_run() -> Planted:
-    return Planted(multi_run_case(seed=0, runs=90, steps=100))
+    return Planted(multi_run_case(seed=0, runs=120, steps=200))
 
 
 @pytest.fixture(scope="module")
 def trajectory() -> Planted:
-    return Planted(trajectory_case(seed=0, checkpoints=150, width=8))
+    return Planted(trajectory_case(seed=0, checkpoints=180, width=8))
 
 
 # The verdict
@@ -219,7 +211,7 @@ def test_a_linear_autoencoder_may_be_the_generators_own(multi_run: Planted):
 
 
 def test_fewer_than_two_samples_are_refused(multi_run: Planted):
-    with pytest.raises(ValueError, match="at least two samples and two zoo members, but there are 1 and 45"):
+    with pytest.raises(ValueError, match="at least two samples and two zoo members, but there are 1 and 60"):
         audited(multi_run.case, multi_run.case.unseen[:1])
 
 

@@ -43,7 +43,6 @@ from pdiff_hf.evaluation.novelty import (
     leave_one_out,
     nearest_ratio,
     neighbors_in_time,
-    novel_and_performant,
     related_pairs,
 )
 from pdiff_hf.evaluation.uncertainty import (
@@ -51,7 +50,6 @@ from pdiff_hf.evaluation.uncertainty import (
     deep_ensemble_equivalent,
     ensemble_figures,
     ensemble_log_probabilities,
-    fit_temperature,
 )
 from pdiff_hf.targets.task import classification, regression
 
@@ -171,11 +169,6 @@ def test_accuracy_statistics_are_those_of_the_share_of_right_predictions(wrong: 
     assert statistics == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_single_network_has_no_spread():
-    assert dispersion(torch.randn(1, 4), torch.randn(5, 4)) == 0
-    assert mean_pairwise_iou(torch.ones(1, 4, dtype=torch.bool)) is None
-
-
 def test_corrected_overlap_is_one_for_equal_errors_and_zero_for_independent_ones():
     uniform = torch.rand(6, 200_000, generator=seeded_generator())
     wrong = uniform < torch.tensor([0.05, 0.1, 0.2, 0.3, 0.5, 0.8])[:, None]
@@ -275,14 +268,6 @@ def test_the_ratio_is_the_nearest_distance_over_the_median_of_the_zoos_own():
     assert nearest_ratio(distances, torch.tensor([1.0, 4.0, 100.0])).tolist() == [0.5, 0.0, 1.5]
 
 
-def test_novel_and_performant_are_those_that_clear_both_bars():
-    ratio, accuracy = torch.tensor([0.1, 1.0, 2.0, 3.0]), torch.tensor([0.9, 0.9, 0.5, 0.8])
-
-    shares = [novel_and_performant(ratio, accuracy, bar=0.8, tau=tau) for tau in (0, 0.5, 1.0, 2.0, 4.0)]
-
-    assert shares == pytest.approx([0.75, 0.5, 0.5, 0.25, 0])
-
-
 coarse = st.integers(0, 6).map(float)  # so that there are ties
 
 
@@ -359,16 +344,6 @@ def test_an_ensemble_averages_probabilities(logits: torch.Tensor):
     )
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-def test_the_temperature_is_found_again(temperature: float):
-    logits = 2 * normal(20_000, 4)
-    labels = torch.multinomial(logits.softmax(-1), 1, generator=seeded_generator(1))[:, 0]
-
-    found = fit_temperature((temperature * logits).log_softmax(-1), labels)
-
-    assert found == pytest.approx(temperature, rel=0.05)
-
-
 def test_calibration_figures_are_those_of_direct_formulas(logits: torch.Tensor, labels: torch.Tensor):
     log_probabilities = ensemble_log_probabilities(logits)
 
@@ -386,16 +361,6 @@ def test_calibration_figures_are_those_of_direct_formulas(logits: torch.Tensor, 
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert figures["ece"] == pytest.approx(error)
-
-
-def test_ensembles_of_one_member_again_and_again_are_that_member(logits: torch.Tensor, labels: torch.Tensor):
-    copies = logits[:1].expand(5, -1, -1)
-
-    figures = ensemble_figures(copies, labels, copies, labels)
-
-    assert list(figures) == ["1", "2", "4"]
-    assert figures["2"] == pytest.approx(figures["1"], abs=1e-6)
-    assert figures["4"] == pytest.approx(figures["1"], abs=1e-6)
 
 
 def test_the_temperature_of_an_ensemble_is_chosen_on_validation_images():
