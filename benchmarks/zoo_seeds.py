@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from pdiff_hf import TrajectorySettings, collect, fit
 from pdiff_hf.evaluation import evaluate
+from pdiff_hf.evaluation.criteria import NotAssessable
 from pdiff_hf.evaluation.plots import draw_distribution
 from pdiff_hf.folders import replace_folder
 from pdiff_hf.hub.cards import describe_hardware
@@ -44,20 +45,17 @@ def main() -> None:
         pipe = fit(checkpoints, arguments.recipe)
         pipe.set_progress_bar_config(disable=True)
         evaluation = evaluate(pipe, checkpoints, images, num_baseline_models=50)
-        axes = evaluation.answer.axes
+        found = evaluation.answer.criteria
         cells = [
             str(seed),
             evaluation.answer.verdict,
-            f"{100 * axes['performs']['zoo_accuracy']:.2f}",
-            f"{100 * axes['performs']['accuracy']:.2f}",
+            f"{100 * found.performs.zoo_accuracy:.2f}",
+            f"{100 * found.performs.accuracy:.2f}",
+            *map(str, (found.disperses.R, found.disperses.F)),
             *(
-                f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-                for value in (
-                    axes["disperses"]["R"],
-                    axes["disperses"]["F"],
-                    axes["novel"]["weights"]["r"],
-                    axes["novel"]["weights"]["auc"],
-                )
+                []
+                if isinstance(found.novel, NotAssessable)
+                else map(str, (found.novel.weights.r, found.novel.weights.auc))
             ),
         ]
         print(f"| {' | '.join(cells)} |", flush=True)

@@ -1,4 +1,4 @@
-"""Baselines: what needs no diffusion. Each takes a zoo, a count and a generator, and returns parameter vectors.
+"""Baselines without diffusion. Each takes a zoo, a count and a generator, and returns parameter vectors.
 
 None of them writes to the zoo.
 """
@@ -111,26 +111,25 @@ def reconstructions(zoo: torch.Tensor, n: int, generator: torch.Generator, autoe
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline with one setting of its knob.
-
-    Args:
-        family: Name of the baseline.
-        knob: The setting, or None.
-        sample: `(zoo, n, generator) -> (n, D)`.
-    """
+    """A baseline, named by its family, at one setting (None if it has none); `sample(zoo, n, generator)` draws."""
 
     family: str
-    knob: float | None
+    setting: float | None
     sample: Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
 
     @property
     def name(self) -> str:
         """Unique name, for example `gaussian_full@0.7`."""
-        return self.family if self.knob is None else f"{self.family}@{self.knob:g}"
+        return self.family if self.setting is None else f"{self.family}@{self.setting:g}"
+
+
+def family_of(name: str) -> str:
+    """Returns the family of a baseline's name."""
+    return name.partition("@")[0]
 
 
 def swept_baselines(zoo: torch.Tensor, sizes: Sequence[int], autoencoder: Autoencoder) -> list[Baseline]:
-    """Returns every baseline at every setting of its knob, for a zoo `(N, D)`."""
+    """Returns every baseline at every setting, for a zoo `(N, D)`."""
     shrinking = (0.3, 0.5, 0.7, 0.85, 1.0, 1.15)
     sweeps: list[tuple[str, Callable[..., torch.Tensor], str, tuple[float, ...]]] = [
         ("averages", averages, "k", tuple(k for k in (2, 4, 16, 64) if k < len(zoo))),
@@ -149,7 +148,7 @@ def swept_baselines(zoo: torch.Tensor, sizes: Sequence[int], autoencoder: Autoen
         Baseline("reconstructions", None, partial(reconstructions, autoencoder=autoencoder)),
     ]
     return plain + [
-        Baseline(family, knob, partial(function, **{name: knob}))
-        for family, function, name, knobs in sweeps
-        for knob in knobs
+        Baseline(family, value, partial(function, **{name: value}))
+        for family, function, name, values in sweeps
+        for value in values
     ]

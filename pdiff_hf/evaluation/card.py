@@ -17,7 +17,7 @@ from ..pipelines.pipeline_pdiff import PDiffPipeline
 def add_report(
     folder: str | os.PathLike, pipe: PDiffPipeline, report: str | os.PathLike, metrics: dict[str, Any]
 ) -> None:
-    """Puts an evaluation into a pipeline's own folder: pictures, `metrics.json` and a card that shows them.
+    """Puts an evaluation into a pipeline's own folder: figures, `metrics.json` and a card that shows them.
 
     Args:
         folder: The pipeline's folder.
@@ -30,4 +30,4 @@ def add_report(
             shutil.copy(Path(report) / picture, temporary / picture)
         write_json(temporary / "metrics.json", metrics)
     if not cards.has_own_card(folder):
-        write_pipeline_card(folder, pipe, metrics)  # now that all files are there, whose sizes it tells
+        write_pipeline_card(folder, pipe, metrics)  # now that all files are there, whose sizes it states

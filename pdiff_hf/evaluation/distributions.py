@@ -9,10 +9,7 @@ def energy_distance(samples: torch.Tensor, others: torch.Tensor) -> float:
     """Returns 2 E|X - Y| - E|X - X'| - E|Y - Y'|, which is 0 for equal distributions only (Szekely & Rizzo 2013).
 
     The unbiased estimate (pairs of distinct members), which can be slightly negative.
-
-    Args:
-        samples: `(n, D)`.
-        others: `(m, D)`.
+    `samples` are `(n, D)`, `others` `(m, D)`.
     """
     n, m = len(samples), len(others)
     x, y = samples.double(), others.double()
@@ -25,10 +22,7 @@ def nearest_neighbor_accuracy(samples: torch.Tensor, others: torch.Tensor) -> fl
     """Returns how often a vector's nearest neighbor is of its own set, in [0, 1]; 1/2 for equal distributions.
 
     The leave-one-out 1-NN two-sample test (Lopez-Paz & Oquab, arXiv 1610.06545), on equally many of each.
-
-    Args:
-        samples: `(n, D)`.
-        others: `(m, D)`; the longer set is cut to the length of the shorter.
+    `samples` are `(n, D)`, `others` `(m, D)`; the longer set is cut to the length of the shorter.
     """
     n = min(len(samples), len(others))
     pooled = torch.cat([samples[:n], others[:n]]).double()
@@ -46,7 +40,7 @@ def energy_test(
     Args:
         samples: `(n, D)`.
         others: `(m, D)`.
-        generator: Decides the permutations.
+        generator: Source of the permutations.
         permutations: How many; the p-value is at least 1 / (permutations + 1).
     """
     n, m = len(samples), len(others)

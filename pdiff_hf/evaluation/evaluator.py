@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,58 +11,43 @@ import torch
 from ..data.inputs import LabeledData, take_inputs
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..targets.inference import network_logits, network_predictions
+from ..targets.task import classification, task_of
 from ..zoo.checkpoints import Checkpoints, CheckpointSplit
 from .audit import Audit, audit
-from .criteria import Judged
+from .evaluated import EvaluatedSet, run_numbers
 from .metrics import (
     accuracy_statistics,
     chance_corrected_iou,
     dispersion,
     iou,
     max_similarity,
-    mean_pairwise_disagreement,
     mean_pairwise_iou,
+    score_statistics,
 )
+from .novelty import neighbors_in_time
+from .sets import SETS
 from .uncertainty import SIZES, deep_ensemble_equivalent, ensemble_figures
 
-# Zoo members of one run within so many steps are near-copies and do not count as each other's nearest.
-NEIGHBOUR_STEPS = 20
-# The generator's own settings, the shipped one first: as many as a baseline's knob has.
+# Zoo members of one run within this many steps are near-copies and do not count as each other's nearest.
+NEIGHBOR_STEPS = 20
+# The generator's own settings, the shipped one first: as many as a baseline has.
 TEMPERATURES = (1.0, 0.3, 0.5, 0.7, 0.85, 1.15)
-TRACED_SEEDS, TRACED_STEPS, TRACED_IMAGES = 5, 20, 2000  # for the picture of the reverse process
-SHOWN = {
-    "average": "average",
-    "averages_16": "averages@16",
-    "gaussian_diagonal": "gaussian_diagonal@1",
-    "gaussian_full": "gaussian_full@1",
-    "gaussian_codes": "gaussian_codes@1",
-    "noise": "noise@0.05",
-}
+TRACED_SEEDS, TRACED_STEPS, TRACED_IMAGES = 5, 20, 2000  # for the figure of the reverse process
+ENSEMBLES = ("zoo", "heldout", "generated")  # sets that prediction ensembles are made of
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """What was measured; sets are known by the keys of `SETS`."""
 
-    Args:
-        sets: For each set its figures, as in `metrics.json`.
-        judged: For each set its vectors, predictions and accuracies.
-        max_similarity: For each set the largest test similarity of each network with the zoo `(n,)`.
-        answer: The audit.
-        similarity: Mean similarity between any two of the sets, in their order, on test images.
-        reverse_process: Test accuracy along the sampler's steps, `(steps, seeds)`.
-        costs: Seconds.
-        data: Identity of the images.
-    """
-
-    sets: dict[str, dict[str, Any]]
-    judged: dict[str, Judged]
-    max_similarity: dict[str, torch.Tensor]
+    sets: dict[str, dict[str, Any]]  # the figures of each set, as in metrics.json
+    networks: dict[str, EvaluatedSet]
+    max_similarity: dict[str, torch.Tensor]  # of each set (n,), each network's largest test similarity with the zoo
     answer: Audit
-    similarity: torch.Tensor
-    reverse_process: torch.Tensor
-    costs: dict[str, float] = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
+    similarity: torch.Tensor  # (sets, sets), mean similarity between any two sets on test images
+    reverse_process: torch.Tensor  # (steps, seeds), test score along the sampler's steps
+    costs: dict[str, float]  # seconds
+    data: dict[str, str]  # identity of the images, and the task
 
 
 @torch.no_grad()
@@ -78,37 +63,33 @@ def evaluate(
 ) -> Evaluation:
     """Audits a generator beside its zoo, held-out checkpoints and baselines, on validation and test images.
 
-    Every sample counts; none is selected. Nothing here may be chosen by what it says of the test images.
+    Every sample counts; none is selected. No setting may be chosen by the figures on test images.
 
     Args:
         pipe: The generator.
         checkpoints: Its zoo (`train`) and held-out checkpoints (`test`).
         images: The images the zoo was collected on, split in the same way; or other examples, such as `TensorData`.
         num_models: Samples of the generator.
-        num_baseline_models: Samples of each baseline at each setting of its knob.
-        seed: Decides all of them.
+        num_baseline_models: Samples of each baseline at each setting.
+        seed: Random seed for all of them.
         num_inference_steps: Steps of the sampler; by default the shipped ones.
         temperature: Factor on the generator's latents.
 
     Raises:
         LayoutError: If the checkpoints are of another layout than the pipeline's.
     """
+    # 1. Draw latents once, and decode them at each temperature.
     zoo = checkpoints.zoo
     pipe.processor.check(zoo.parameters)
     started = time.perf_counter()
-    (latents,) = pipe(
-        num_models,
-        num_inference_steps=num_inference_steps,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-        return_dict=False,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    (latents,) = pipe(num_models, num_inference_steps, generator, output_type="latent", return_dict=False)
     samples = {
         f"temperature {factor:g}": pipe.autoencoder.decode(latents.float() * temperature * factor).sample.cpu()
         for factor in TEMPERATURES
     }
     sampling_seconds = time.perf_counter() - started
-
+    # 2. Audit them; held-out checkpoints of other runs are only measured.
     started = time.perf_counter()
     own, other = _heldout(checkpoints)
     answer = audit(
@@ -128,61 +109,65 @@ def evaluate(
         seed=seed,
         progress=True,
     )
-    judged: dict[str, Judged] = {
-        name: answer.judged[name] for name in ("zoo", "heldout", "heldout_branch") if name in answer.judged
-    }
-    for name, key in SHOWN.items():
-        if f"baselines/{key}" in answer.judged:
-            judged[name] = answer.judged[f"baselines/{key}"]
-    judged["generated"] = answer.judged[f"samples/{next(iter(samples))}"]
-
-    wrong = {
-        split: {name: rows.predicted[split] != part.labels for name, rows in judged.items()}
-        for split, part in (("validation", images.validation), ("test", images.test))
-    }
-    nearest = {
-        split: {
-            name: max_similarity(rows, masks["zoo"], _neighbors(zoo) if name == "zoo" else None)
-            for name, rows in masks.items()
-        }
-        for split, masks in wrong.items()
-    }
-    for row in answer.curve:
-        mistakes = answer.judged[f"baselines/{row['name']}"].predicted["test"] != images.test.labels
-        row["test"]["max_similarity"] = max_similarity(mistakes, wrong["test"]["zoo"]).mean().item()
-    sets: dict[str, dict[str, Any]] = {}
-    for name, rows in judged.items():
-        sets[name] = {
-            split: {
-                "n": len(masks[name]),
-                "accuracy": accuracy_statistics(masks[name]),
-                "iou": mean_pairwise_iou(masks[name]),
-                "max_similarity": nearest[split][name].mean().item(),
-                "kappa_to_zoo": chance_corrected_iou(masks[name], masks["zoo"]).mean().item(),
-                "disagreement": mean_pairwise_disagreement(rows.predicted[split]),
-            }
-            for split, masks in wrong.items()
-        }
-    reference = sets["heldout"]["test"]["disagreement"] if "heldout" in sets else None
-    for name, rows in judged.items():
-        f = (sets[name]["test"]["disagreement"] or 0.0) / reference if reference else None
-        if name in ("zoo", "heldout", "generated"):
-            sets[name]["ensembles"] = _ensembles(pipe, rows.parameters, images)
-        sets[name]["dispersion"] = {"R": dispersion(rows.parameters, zoo.parameters), "F": f}
-    if "heldout" in sets:
-        sets["generated"]["deep_ensemble_equivalent"] = deep_ensemble_equivalent(
-            sets["generated"]["ensembles"], sets["heldout"]["ensembles"]
-        )
+    # 3. Of all that the audit evaluated, the sets that a report shows, with their figures.
+    networks = _shown(answer)
+    sets, nearest = _figures(networks, zoo)
+    task = task_of(pipe.target_model.config)
+    if task is classification:  # ensembles average probabilities
+        for key in [key for key in ENSEMBLES if key in networks]:
+            sets[key]["ensembles"] = _ensembles(pipe, networks[key].parameters, images)
+        if "heldout" in networks:
+            ours, real = sets["generated"]["ensembles"], sets["heldout"]["ensembles"]
+            sets["generated"]["deep_ensemble_equivalent"] = deep_ensemble_equivalent(ours, real)
     return Evaluation(
         sets=sets,
-        judged=judged,
-        max_similarity=nearest["test"],
+        networks=networks,
+        max_similarity=nearest,
         answer=answer,
-        similarity=_similarity(wrong["test"]),
+        similarity=_similarity([rows.wrong["test"] for rows in networks.values()]),
         reverse_process=_reverse_process(pipe, images, num_inference_steps, seed),
         costs={"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started},
-        data={"test_images_sha256": images.test.fingerprint()},
+        data={"test_images_sha256": images.test.fingerprint(), "task": task.name, "score_name": task.score_name},
     )
+
+
+def _shown(answer: Audit) -> dict[str, EvaluatedSet]:
+    """Returns the sets of a report by key, in the order of their table."""
+    samples, baselines = answer.networks["samples"], answer.networks["baselines"]
+    available = {key: baselines[row.baseline] for key, row in SETS.items() if row.baseline in baselines}
+    available |= answer.networks["real"] | answer.networks["further"]
+    available["generated"] = samples[f"temperature {TEMPERATURES[0]:g}"]
+    return {key: available[key] for key in SETS if key in available}
+
+
+def _figures(
+    networks: dict[str, EvaluatedSet], zoo: CheckpointSplit
+) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
+    """Returns the figures of each set, as in `metrics.json`, and its largest test similarities with the zoo `(n,)`.
+
+    The key `accuracy` holds the score of any task.
+    """
+    near = neighbors_in_time(run_numbers(zoo.run, len(zoo)), torch.tensor(zoo.step), NEIGHBOR_STEPS)
+    members = networks["zoo"]
+    reference = networks["heldout"].mean_disagreement("test") if "heldout" in networks else None
+    sets: dict[str, dict[str, Any]] = {}
+    nearest = {}
+    for key, rows in networks.items():
+        sets[key] = {"title": SETS[key].title}
+        for split, wrong in rows.wrong.items():
+            classifies = rows.task is classification
+            nearest[key] = max_similarity(wrong, members.wrong[split], near if key == "zoo" else None)
+            sets[key][split] = {
+                "n": len(rows),
+                "accuracy": accuracy_statistics(wrong) if classifies else score_statistics(rows.scores[split]),
+                "iou": mean_pairwise_iou(wrong),
+                "max_similarity": nearest[key].mean().item(),
+                "kappa_to_zoo": chance_corrected_iou(wrong, members.wrong[split]).mean().item(),
+                "disagreement": rows.mean_disagreement(split),
+            }
+        f = (sets[key]["test"]["disagreement"] or 0.0) / reference if reference else None
+        sets[key]["dispersion"] = {"R": dispersion(rows.parameters, members.parameters), "F": f}
+    return sets, nearest  # of the last split, test
 
 
 def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabeledData) -> dict[str, dict[str, float]]:
@@ -195,11 +180,11 @@ def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabeledDat
     return ensemble_figures(logits["validation"], images.validation.labels, logits["test"], images.test.labels)
 
 
-def _similarity(wrong: dict[str, torch.Tensor]) -> torch.Tensor:
+def _similarity(wrong: list[torch.Tensor]) -> torch.Tensor:
     """Mean similarity between any two sets, within a set over distinct networks, `(sets, sets)` in [0, 1]."""
     matrix = torch.ones(len(wrong), len(wrong))
-    for i, ours in enumerate(wrong.values()):
-        for j, theirs in enumerate(wrong.values()):
+    for i, ours in enumerate(wrong):
+        for j, theirs in enumerate(wrong):
             within = mean_pairwise_iou(ours) if i == j else None
             matrix[i, j] = iou(ours, theirs).mean() if within is None else within
     return matrix
@@ -208,7 +193,7 @@ def _similarity(wrong: dict[str, torch.Tensor]) -> torch.Tensor:
 def _reverse_process(
     pipe: PDiffPipeline, images: LabeledData, num_inference_steps: int | None, seed: int
 ) -> torch.Tensor:
-    """Test accuracy of what the latents decode to after each of up to 20 steps of the sampler, `(steps, seeds)`."""
+    """Test score of what the latents decode to after each of up to 20 steps of the sampler, `(steps, seeds)`."""
     traced: list[torch.Tensor] = []
 
     def keep(pipe: PDiffPipeline, step: int, timestep: object, kwargs: dict[str, torch.Tensor]) -> dict:
@@ -220,8 +205,8 @@ def _reverse_process(
     shown = traced[:: -max(1, len(traced) // TRACED_STEPS)][::-1]  # the last step is among them
     labels = images.test.labels[:TRACED_IMAGES]
     inputs = take_inputs(images.inputs(images.test), slice(TRACED_IMAGES))
-    predicted, _ = network_predictions(pipe.target_model, pipe.processor, torch.cat(shown), inputs, labels)
-    return (predicted == labels).double().mean(1).view(len(shown), TRACED_SEEDS)
+    predictions, _ = network_predictions(pipe.target_model, pipe.processor, torch.cat(shown), inputs, labels)
+    return task_of(pipe.target_model.config).score(predictions, labels).view(len(shown), TRACED_SEEDS)
 
 
 def _heldout(checkpoints: Checkpoints) -> tuple[CheckpointSplit, CheckpointSplit]:
@@ -231,12 +216,3 @@ def _heldout(checkpoints: Checkpoints) -> tuple[CheckpointSplit, CheckpointSplit
     if not any(own):
         own = [True] * len(test)
     return test.take(own), test.take([not chosen for chosen in own])
-
-
-def _neighbors(zoo: CheckpointSplit) -> torch.Tensor:
-    """`(zoo, zoo)` bool: pairs of one run that are close in time, a checkpoint and itself among them."""
-    runs = {run: i for i, run in enumerate(dict.fromkeys(zoo.run))}
-    run = torch.tensor([runs[name] for name in zoo.run])
-    step = torch.tensor(zoo.step)
-    same_run = run[:, None] == run[None, :]
-    return same_run & ((step[:, None] - step[None, :]).abs() <= NEIGHBOUR_STEPS)

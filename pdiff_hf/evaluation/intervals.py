@@ -1,9 +1,10 @@
-"""Intervals: what is resampled are runs, or blocks of steps, and generator seeds; never rows of one trajectory."""
+"""Intervals by resampling runs, or blocks of steps, and generator seeds; never rows of one trajectory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -12,16 +13,24 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Interval:
+class Evidence:
+    """Figures that are written into `metrics.json`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Interval(Evidence):
     """An estimate and its percentile-bootstrap interval."""
 
     value: float
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float]:
-        """Returns JSON types."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def resampling_units(run: torch.Tensor, step: torch.Tensor, length: int | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Metrics: pure functions of parameter vectors, predictions and masks of wrong predictions."""
+"""Metrics: pure functions of parameter vectors, scores and masks of wrong predictions."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch
 from scipy.optimize import nnls
 
 
-def accuracy_statistics(wrong: torch.Tensor) -> dict[str, float]:
-    """Returns mean, standard deviation, least and greatest accuracy, each in [0, 1].
-
-    Args:
-        wrong: `(n, images)` bool, true where a network is wrong. With n = 1 the deviation is 0.
-    """
-    accuracy = 1 - wrong.double().mean(1)  # (n,)
+def score_statistics(scores: torch.Tensor) -> dict[str, float]:
+    """Returns mean, standard deviation, least and greatest of scores `(n,)`. With n = 1 the deviation is 0."""
     return {
-        "mean": accuracy.mean().item(),
-        "std": accuracy.std().item() if len(accuracy) > 1 else 0.0,
-        "min": accuracy.min().item(),
-        "max": accuracy.max().item(),
+        "mean": scores.mean().item(),
+        "std": scores.std().item() if len(scores) > 1 else 0.0,
+        "min": scores.min().item(),
+        "max": scores.max().item(),
     }
+
+
+def accuracy_statistics(wrong: torch.Tensor) -> dict[str, float]:
+    """Returns `score_statistics` of accuracies in [0, 1], from a mask `(n, images)` bool of wrong predictions."""
+    return score_statistics(1 - wrong.double().mean(1))
 
 
 def iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -27,9 +27,7 @@ def iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     `|A and B| / |A or B|` (arXiv 2402.13144v3, equation 7), by one matrix product; two networks without any error
     have similarity 1.
 
-    Args:
-        wrong: `(n, images)` bool.
-        other: `(k, images)` bool, on the same images.
+    `wrong` is `(n, images)` bool, `other` `(k, images)` bool, on the same images.
     """
     a, b = wrong.float(), other.float()
     both = a @ b.T  # (n, k)
@@ -49,48 +47,14 @@ def mean_pairwise_iou(wrong: torch.Tensor) -> float | None:
 def max_similarity(wrong: torch.Tensor, zoo_wrong: torch.Tensor, excluded: torch.Tensor | None = None) -> torch.Tensor:
     """Returns, for each network, its largest similarity with any zoo member, `(n,)` in [0, 1].
 
-    Args:
-        wrong: `(n, images)` bool.
-        zoo_wrong: `(zoo, images)` bool.
-        excluded: `(n, zoo)` bool, pairs that do not count: a zoo member and itself, or its neighbors in time, which
-            are near-copies of it. A network with nothing left to compare with has similarity 0.
+    `wrong` is `(n, images)` bool, `zoo_wrong` `(zoo, images)`; `excluded` `(n, zoo)` bool are pairs that do not
+    count: a zoo member and itself, or its neighbors in time, which are near-copies of it. A network with nothing left
+    to compare with has similarity 0.
     """
     similarity = iou(wrong, zoo_wrong)
     if excluded is not None:
         similarity = similarity.masked_fill(excluded, 0.0)
     return similarity.max(1).values
-
-
-def disagreement(predicted: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Returns the share of images on which two networks predict different classes, for each pair `(n, k)` in [0, 1].
-
-    Args:
-        predicted: `(n, images)` int64 classes.
-        other: `(k, images)` int64 classes.
-    """
-    agreeing = torch.zeros(len(predicted), len(other))
-    for label in predicted.unique():
-        agreeing += (predicted == label).float() @ (other == label).float().T
-    return 1 - agreeing / predicted.shape[1]
-
-
-def mean_pairwise_disagreement(predicted: torch.Tensor) -> float | None:
-    """Returns the share of images on which two networks of a set predict different classes, in [0, 1].
-
-    The mean over all pairs, counted per image: with k_c networks that predict class c, `sum_c k_c (k_c - 1)` of the
-    `n (n - 1)` ordered pairs agree. None for a single network.
-
-    Args:
-        predicted: `(n, images)` int64 classes.
-    """
-    n = len(predicted)
-    if n < 2:
-        return None
-    agreeing = torch.zeros(predicted.shape[1], dtype=torch.float64)
-    for label in predicted.unique():
-        count = (predicted == label).sum(0).double()  # (images,)
-        agreeing += count * (count - 1)
-    return 1 - (agreeing.mean() / (n * (n - 1))).item()
 
 
 def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -99,9 +63,7 @@ def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tens
     IoU_0 = p q / (p + q - p q) is the similarity of independent errors at rates p and q, so that networks of different
     accuracy can be compared.
 
-    Args:
-        wrong: `(n, images)` bool.
-        other: `(k, images)` bool.
+    `wrong` is `(n, images)` bool, `other` `(k, images)` bool.
     """
     p, q = wrong.double().mean(1)[:, None], other.double().mean(1)[None, :]
     chance = p * q / (p + q - p * q).clamp(min=1e-12)
@@ -111,13 +73,9 @@ def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tens
 def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = False) -> torch.Tensor:
     """Returns how much of each sample the zoo's affine (or convex) hull does not reach, `(n,)` in [0, 1].
 
-    `min_a |g - sum a_i zoo_i| / |g - mean|` with `sum a_i = 1`, and `a_i >= 0` for the convex hull. 0 says: a
-    recombination of training checkpoints, as every sample of a linear autoencoder is.
-
-    Args:
-        samples: `(n, D)`.
-        zoo: `(N, D)`.
-        convex: Ask for non-negative weights (non-negative least squares, slower).
+    `min_a |g - sum a_i zoo_i| / |g - mean|` with `sum a_i = 1`, and `a_i >= 0` for the convex hull (non-negative
+    least squares, slower). 0 is a recombination of training checkpoints, as every sample of a linear autoencoder is.
+    `samples` are `(n, D)`, `zoo` `(N, D)`.
     """
     mean = zoo.double().mean(0)
     centered, targets = zoo.double() - mean, samples.double() - mean
@@ -126,7 +84,7 @@ def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = Fals
         _, singular, directions = torch.linalg.svd(centered, full_matrices=False)
         directions = directions[singular > 1e-9 * singular[0]]
         return (targets - targets @ directions.T @ directions).norm(dim=1) / norms
-    # One heavily weighted row asks the weights to sum to 1.
+    # One heavily weighted row makes the weights sum to 1.
     weight = 100 * centered.norm(dim=1).max().item()
     system = torch.cat([centered.T, torch.full((1, len(zoo)), weight, dtype=torch.float64)]).numpy()
     residuals = []
@@ -139,9 +97,7 @@ def hull_residuals(samples: torch.Tensor, zoo: torch.Tensor, convex: bool = Fals
 def dispersion(samples: torch.Tensor, zoo: torch.Tensor) -> float:
     """Returns R = sqrt(tr Cov(samples) / tr Cov(zoo)): 0 for copies of one network, 1 for the zoo's own spread.
 
-    Args:
-        samples: `(n, D)`; a single vector has dispersion 0.
-        zoo: `(zoo, D)`, at least two distinct vectors.
+    `samples` are `(n, D)`; a single vector has dispersion 0. `zoo` `(zoo, D)` has at least two distinct vectors.
     """
     if len(samples) < 2:
         return 0.0

@@ -1,4 +1,4 @@
-"""The report of an evaluation: `metrics.json`, a table, a few sentences and the pictures."""
+"""The report of an evaluation: `metrics.json`, tables, a summary and the figures."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from ..hub.cards import PICTURES
 from ..pipelines.card import metrics_table, summarize
 from ..targets.processing_parameters import ParameterProcessor
 from .evaluator import Evaluation
-from .plots import draw_pictures
+from .plots import draw_figures
+from .verdict import MEANINGS
 
 
 def write_report(
     folder: str | os.PathLike, evaluation: Evaluation, fitted: dict[str, Any], processor: ParameterProcessor
 ) -> dict[str, Any]:
-    """Writes `metrics.json`, `report.md` and the pictures, and returns the content of `metrics.json`.
+    """Writes `metrics.json`, `report.md` and the figures, and returns the content of `metrics.json`.
 
     Args:
-        folder: Where to write; made if need be.
+        folder: Where to write; created if it does not exist.
         evaluation: What was measured.
         fitted: Beginning of the `metrics.json`: how the generator was made (version, generator, data, costs,
             environment).
-        processor: The layout, for the pictures.
+        processor: The layout, for the figures.
 
     Raises:
         UnwritableFolderError: If the folder cannot be written.
@@ -33,25 +34,27 @@ def write_report(
         **fitted,
         "data": {**fitted["data"], **evaluation.data},
         "sets": evaluation.sets,
-        "baselines": evaluation.answer.curve,
+        "baselines": [row.to_dict() for row in evaluation.answer.curve],
         "verdict": {
             "word": evaluation.answer.verdict,
+            "meaning": MEANINGS[evaluation.answer.verdict],
             "reason": evaluation.answer.reason,
-            "axes": evaluation.answer.axes,
+            "axes": evaluation.answer.criteria.to_dict(),
         },
         "costs": {**fitted["costs"], **evaluation.costs},
     }
     write_json(Path(folder) / "metrics.json", metrics)
-    pictures = "\n\n".join(f"![{title}]({file})" for file, title in PICTURES.items())
-    text = f"{summarize(metrics)}\n\n{metrics_table(metrics)}\n\n{pictures}\n\n{baselines_table(metrics)}\n"
+    figures = "\n\n".join(f"![{title}]({file})" for file, title in PICTURES.items())
+    text = f"{summarize(metrics)}\n\n{metrics_table(metrics)}\n\n{figures}\n\n{baselines_table(metrics)}\n"
     write_text(Path(folder) / "report.md", text)
-    draw_pictures(folder, evaluation, processor)
+    draw_figures(folder, evaluation, processor)
     return metrics
 
 
 def baselines_table(metrics: dict[str, Any]) -> str:
-    """Returns every baseline at every setting of its knob as a markdown table."""
-    lines = ["| baseline | accuracy | max-similarity | F | on the curve |", "|---|---|---|---|---|"]
+    """Returns every baseline at every setting as a Markdown table, scores in per cent."""
+    score_name = metrics["data"]["score_name"]
+    lines = [f"| baseline | {score_name} | max-similarity | F | on the curve |", "|---|---|---|---|---|"]
     for row in metrics["baselines"]:
         test = row["test"]
         lines.append(

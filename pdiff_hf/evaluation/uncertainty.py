@@ -21,9 +21,7 @@ def ensemble_log_probabilities(logits: torch.Tensor) -> torch.Tensor:
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     """Returns the temperature in [.05, 20] that minimizes the negative log-likelihood (Guo et al., arXiv 1706.04599).
 
-    Args:
-        log_probabilities: `(images, classes)`, of validation images.
-        labels: `(images,)`.
+    `log_probabilities` `(images, classes)` and `labels` `(images,)` are those of validation images.
     """
 
     def loss(log_temperature: float) -> float:
@@ -56,11 +54,7 @@ def ensemble_figures(
 ) -> dict[str, dict[str, float]]:
     """Returns test figures of prediction ensembles of the first 1, 2, 4, 8 and 16 members, after temperature scaling.
 
-    Args:
-        validation: Logits `(members, images, classes)` on validation images, which choose the temperature.
-        validation_labels: `(images,)`.
-        test: The same on test images.
-        test_labels: `(images,)`.
+    Logits are `(members, images, classes)`, labels `(images,)`; validation images choose the temperature.
     """
     figures = {}
     for size in (size for size in SIZES if size <= len(test)):

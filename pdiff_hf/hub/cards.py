@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import jinja2
 import torch
-from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from huggingface_hub import DatasetCardData, ModelCardData
 
 from ..folders import shipped_folder, write_text
 
@@ -20,10 +20,10 @@ LICENSE = "apache-2.0"
 # The name under which a card speaks of its repository until it is pushed to one.
 NO_ADDRESS = "path/or/id"
 PICTURES = {
-    "accuracy_similarity.png": "Accuracy against similarity to the zoo",
+    "accuracy_similarity.png": "Score against similarity to the zoo",
     "similarity_matrix.png": "Similarity between the sets",
     "parameter_distribution.png": "Distribution of the parameters by layer",
-    "reverse_process.png": "Accuracy along the reverse process",
+    "reverse_process.png": "Score along the reverse process",
     "embedding.png": "Zoo, held-out checkpoints and samples in two dimensions",
 }
 IMAGE_CLASSIFICATION = "image-classification"
@@ -86,7 +86,7 @@ def write_checkpoints_card(
         ],
         dataset_info={"features": list(features)},
     )
-    text = _render(
+    text = render(
         "checkpoints_dataset.md",
         card_data=card_data,
         target_class=target_class,
@@ -100,7 +100,7 @@ def write_checkpoints_card(
         run_count=len({run for rows in filled.values() for run in rows.run}),
         costs={name.removesuffix("_seconds"): f"{value:.1f}" for name, value in collection.get("costs", {}).items()},
         hardware=collection.get("hardware"),
-        sizes={"vectors": _bytes(sum(len(rows) for rows in splits.values()) * 4 * processor.parameter_dim)},
+        sizes={"vectors": describe_bytes(sum(len(rows) for rows in splits.values()) * 4 * processor.parameter_dim)},
         license=LICENSE,
     )
     write_text(Path(folder) / "README.md", text)
@@ -125,7 +125,7 @@ def write_network_card(
         tags=[*TAGS, "generated-by-pdiff"],
         base_model=generator,
     )
-    text = _render(
+    text = render(
         "generated_network.md",
         card_data=card_data,
         target_class=target_class,
@@ -140,64 +140,7 @@ def write_network_card(
 def write_remote_code_card(folder: str | os.PathLike) -> None:
     """Writes the README.md of the revision of a pipeline that carries its own code."""
     card_data = ModelCardData(license=LICENSE, library_name="diffusers", tags=TAGS)
-    write_text(Path(folder) / "README.md", _render("remote_code.md", card_data=card_data))
-
-
-def write_pipeline_card(
-    folder: str | os.PathLike,
-    components: Mapping[str, Any],
-    num_inference_steps: int,
-    metrics: Mapping[str, Any] | None,
-    report: Mapping[str, str] | None = None,
-) -> None:
-    """Writes the README.md of a pipeline repository into the folder where it was saved.
-
-    Args:
-        folder: The pipeline's folder.
-        components: The pipeline's components.
-        num_inference_steps: Steps of the shipped sampler.
-        metrics: Its `metrics.json`, if there is one.
-        report: The audit in words: `headline`, `summary` and `table`; None if it was not evaluated.
-    """
-    metrics = metrics or {"generator": {}, "data": {}, "costs": {}, "environment": {}}
-    data, generator = metrics["data"], metrics["generator"]
-    processor, target_model = components["processor"], components["target_model"]
-    dataset_name = published_name(data.get("dataset_name"))
-    zoo = data.get("checkpoints")
-    card_data = ModelCardData(
-        license=LICENSE,
-        library_name="diffusers",
-        tags=[*TAGS, "arxiv:2402.13144"],
-        datasets=[zoo] if zoo else None,
-        metrics=["accuracy"] if report else None,
-        model_name=NO_ADDRESS if report else None,
-        eval_results=_eval_results(metrics, dataset_name) if report else None,
-    )
-    text = _render(
-        "pipeline.md",
-        card_data=card_data,
-        target_class=type(target_model).__name__,
-        subset_description=describe_layout(processor),
-        parameter_dim=processor.parameter_dim,
-        zoo=zoo,
-        zoo_count=data.get("zoo_count"),
-        dataset_name=dataset_name,
-        autoencoder_class=type(components["autoencoder"]).__name__,
-        latent_dim=components["autoencoder"].config.latent_dim,
-        denoiser_class=type(components["denoiser"]).__name__,
-        denoiser_parameters=f"{components['denoiser'].num_parameters():,}",
-        scheduler_class=type(components["scheduler"]).__name__,
-        num_inference_steps=num_inference_steps,
-        recipe={stage: _plain(settings) for stage, settings in generator.items() if isinstance(settings, dict)},
-        costs={name.removesuffix("_seconds"): f"{value:.2f}" for name, value in metrics["costs"].items()},
-        hardware=metrics["environment"].get("hardware"),
-        versions={name: value for name, value in metrics["environment"].items() if name != "hardware"},
-        sizes=_pipeline_sizes(Path(folder), processor, data.get("zoo_count")),
-        report=report,
-        pictures={name: title for name, title in PICTURES.items() if (Path(folder) / name).is_file()},
-        license=LICENSE,
-    )
-    write_text(Path(folder) / "README.md", text)
+    write_text(Path(folder) / "README.md", render("remote_code.md", card_data=card_data))
 
 
 def has_own_card(folder: str | os.PathLike) -> bool:
@@ -245,7 +188,8 @@ def describe_hardware() -> str:
     return f"{torch.get_num_threads()} of {os.cpu_count()} cores ({platform.machine()})"
 
 
-def _render(template: str, card_data: DatasetCardData | ModelCardData, **values: Any) -> str:
+def render(template: str, card_data: DatasetCardData | ModelCardData, **values: Any) -> str:
+    """Returns a card from a template of `model_cards/`; a value that the template lacks is an error."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -253,46 +197,8 @@ def _render(template: str, card_data: DatasetCardData | ModelCardData, **values:
     return environment.from_string(text).render(card_data=card_data.to_yaml(), address=NO_ADDRESS, **values)
 
 
-def _eval_results(metrics: Mapping[str, Any], dataset_name: str | None) -> list[EvalResult]:
-    test = metrics["sets"]["generated"]["test"]
-    shared: dict[str, Any] = {
-        "task_type": IMAGE_CLASSIFICATION,
-        "dataset_type": dataset_name or "unknown",
-        "dataset_name": dataset_name or "unknown",
-        "dataset_split": "test",
-    }
-    dispersion = metrics["sets"]["generated"]["dispersion"]
-    named = {
-        f"accuracy, mean of {test['n']} drawn networks": test["accuracy"]["mean"],
-        "accuracy, worst of them": test["accuracy"]["min"],
-        "accuracy, best of them": test["accuracy"]["max"],
-    }
-    results = [
-        EvalResult(**shared, metric_type="accuracy", metric_name=n, metric_value=float(v)) for n, v in named.items()
-    ]
-    for key, name in (("R", "dispersion of parameters R"), ("F", "functional dispersion F")):
-        value = float(dispersion[key])
-        results.append(EvalResult(**shared, metric_type=f"dispersion_{key}", metric_name=name, metric_value=value))
-    return results
-
-
-def _pipeline_sizes(folder: Path, processor: Layout, zoo_count: int | None) -> dict[str, str | None]:
-    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    network = sum(path.stat().st_size for path in (folder / "target_model").glob("*.safetensors"))
-    return {
-        "repository": _bytes(whole),
-        "network": _bytes(network),
-        "ratio": f"{whole / network:.2f}" if network else None,
-        "zoo": None if zoo_count is None else _bytes(zoo_count * network),
-        "vectors": None if zoo_count is None else _bytes(zoo_count * 4 * processor.parameter_dim),
-    }
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _bytes(count: float) -> str:
+def describe_bytes(count: float) -> str:
+    """Returns a size in words, with three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"

@@ -8,41 +8,77 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import EvalResult, ModelCardData
 
-from ..hub import cards
+from ..folders import write_text
+from ..hub.cards import (
+    IMAGE_CLASSIFICATION,
+    LICENSE,
+    NO_ADDRESS,
+    PICTURES,
+    TAGS,
+    describe_bytes,
+    describe_layout,
+    published_name,
+    render,
+)
 from ..hub.files import RepositoryFiles
 from ..hub.safety import read_json
 
-NAMES = {
-    "zoo": "zoo (training checkpoints)",
-    "heldout": "held-out checkpoints",
-    "heldout_branch": "held-out checkpoints, another run",
-    "average": 'average of all (the paper\'s "ensemble")',
-    "averages_16": "averages of 16",
-    "gaussian_diagonal": "Gaussian, diagonal",
-    "gaussian_full": "Gaussian, full covariance",
-    "gaussian_codes": "Gaussian in the generator's codes",
-    "noise": "zoo with noise of 5 % of each tensor's spread",
-    "generated": "**generated**",
-}
-MEANINGS = {
-    "broken": "they do less than half of what the zoo does above chance",
-    "copier": "they lie much closer to training checkpoints than real, unseen checkpoints do",
-    "averager": "they are more alike than real checkpoints are, as averages of checkpoints would be",
-    "beyond the curve": "at the zoo's diversity they are more accurate than every baseline, the zoo included",
-    "Gaussian-equivalent": "nothing measured here tells them from a Gaussian fitted in the generator's own codes",
-    "faithful": "they perform, spread and lie as far from the zoo as unseen real checkpoints do",
-    "inconclusive": "an interval straddles a line that decides",
-    "not assessable": "the zoo's runs and steps are not known, so novelty cannot be judged",
-}
-
 
 def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metrics: Mapping[str, Any] | None) -> None:
-    """Writes the README.md of a pipeline repository from its `metrics.json`, evaluated or not."""
-    report = None
-    if metrics is not None and "sets" in metrics:
+    """Writes the README.md of a pipeline repository into the folder where it was saved.
+
+    Args:
+        folder: The pipeline's folder.
+        pipe: The pipeline.
+        metrics: Its `metrics.json`, if there is one: of a generator that was evaluated or not.
+    """
+    metrics = metrics or {"generator": {}, "data": {}, "costs": {}, "environment": {}}
+    data, report = metrics["data"], None
+    if "sets" in metrics:
         report = {"headline": headline(metrics), "summary": summarize(metrics), "table": metrics_table(metrics)}
-    cards.write_pipeline_card(folder, pipe.components, pipe.config.default_num_inference_steps, metrics, report)
+    dataset_name, zoo = published_name(data.get("dataset_name")), data.get("checkpoints")
+    card_data = ModelCardData(
+        license=LICENSE,
+        library_name="diffusers",
+        tags=[*TAGS, "arxiv:2402.13144"],
+        datasets=[zoo] if zoo else None,
+        metrics=[_metric_type(metrics)] if report else None,
+        model_name=NO_ADDRESS if report else None,
+        eval_results=_eval_results(metrics, dataset_name) if report else None,
+    )
+    environment = dict(metrics["environment"])
+    text = render(
+        "pipeline.md",
+        card_data=card_data,
+        target_class=type(pipe.target_model).__name__,
+        subset_description=describe_layout(pipe.processor),
+        parameter_dim=pipe.processor.parameter_dim,
+        zoo=zoo,
+        zoo_count=data.get("zoo_count"),
+        dataset_name=dataset_name,
+        autoencoder_class=type(pipe.autoencoder).__name__,
+        latent_dim=pipe.autoencoder.config.latent_dim,
+        denoiser_class=type(pipe.denoiser).__name__,
+        denoiser_parameters=f"{pipe.denoiser.num_parameters():,}",
+        scheduler_class=type(pipe.scheduler).__name__,
+        num_inference_steps=pipe.config.default_num_inference_steps,
+        recipe={
+            stage: {name: value for name, value in settings.items() if value is not None}
+            for stage, settings in metrics["generator"].items()
+            if isinstance(settings, dict)
+        },
+        costs={name.removesuffix("_seconds"): f"{value:.2f}" for name, value in metrics["costs"].items()},
+        hardware=environment.pop("hardware", None),
+        versions=environment,
+        sizes=_sizes(Path(folder), pipe.processor.parameter_dim, data.get("zoo_count")),
+        report=report,
+        score_name=score_name(metrics),
+        pictures={name: title for name, title in PICTURES.items() if (Path(folder) / name).is_file()},
+        license=LICENSE,
+    )
+    write_text(Path(folder) / "README.md", text)
 
 
 def read_metrics(
@@ -61,30 +97,29 @@ def read_metrics(
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """Says in one sentence what the audit found, for the first paragraph of a card."""
-    word, generated = metrics["verdict"]["word"], metrics["sets"]["generated"]
-    dispersion = generated["dispersion"]
+    """Returns one sentence on what the audit found, for the first paragraph of a card."""
+    verdict, sets = metrics["verdict"], metrics["sets"]
+    word = f"**{verdict['word']}**" + (f": {verdict['meaning']}" if "meaning" in verdict else "")
+    score = {name: 100 * sets[name]["test"]["accuracy"]["mean"] for name in ("generated", "zoo", "average")}
     return (
-        f"The audit calls it **{word}**: {MEANINGS[word]}. Its networks classify "
-        f"{100 * generated['test']['accuracy']['mean']:.2f} % of the test images on average (the zoo: "
-        f"{100 * metrics['sets']['zoo']['test']['accuracy']['mean']:.2f} %, the plain average of the zoo: "
-        f"{100 * metrics['sets']['average']['test']['accuracy']['mean']:.2f} %), and their predictions disagree "
-        f"F = {dispersion['F']:.2f} times as much as real checkpoints' do."
+        f"The audit calls it {word}. Its networks {_reach(metrics, score['generated'])} on average (the zoo: "
+        f"{score['zoo']:.2f} %, the plain average of the zoo: {score['average']:.2f} %), and their predictions "
+        f"disagree F = {_number(sets['generated']['dispersion']['F'], 2)} times as much as real checkpoints' do."
     )
 
 
 def summarize(metrics: Mapping[str, Any]) -> str:
-    """Says in words what was found, also where something simpler does as well."""
-    sets, axes = metrics["sets"], metrics["verdict"]["axes"]
-    word = metrics["verdict"]["word"]
-    accuracy = {name: 100 * figures["test"]["accuracy"]["mean"] for name, figures in sets.items()}
-    gain = accuracy["generated"] - accuracy["zoo"]
+    """Returns in words what was found, also where something simpler does as well."""
+    sets, verdict, axes = metrics["sets"], metrics["verdict"], metrics["verdict"]["axes"]
+    grounds = "; ".join(verdict[key] for key in ("meaning", "reason") if key in verdict)
+    score = {name: 100 * figures["test"]["accuracy"]["mean"] for name, figures in sets.items()}
+    gain = score["generated"] - score["zoo"]
     against = f"{abs(gain):.2f} points {'above' if gain >= 0 else 'below'} the zoo"
     real = "held-out checkpoints'" if "heldout" in sets else "the zoo's (there are no held-out checkpoints)"
     sentences = [
-        f"The audit's answer: **{word}** ({MEANINGS[word]}; {metrics['verdict']['reason']}).",
-        f"The {sets['generated']['test']['n']} generated networks classify {accuracy['generated']:.2f} % of the test "
-        f"images on average, {against}; the plain average of the zoo reaches {accuracy['average']:.2f} %.",
+        f"The audit's answer: **{verdict['word']}** ({grounds}).",
+        f"The {sets['generated']['test']['n']} generated networks {_reach(metrics, score['generated'])} on average, "
+        f"{against}; the plain average of the zoo reaches {score['average']:.2f} %.",
         f"Their parameters spread R = {_interval(axes['disperses']['R'])} times as much as the zoo's, and their "
         f"predictions disagree F = {_interval(axes['disperses']['F'])} times as much as {real}.",
     ]
@@ -101,8 +136,8 @@ def summarize(metrics: Mapping[str, Any]) -> str:
     gaussian = axes["distinguishable"]
     difference = {key: 100 * value for key, value in gaussian["accuracy_difference"].items()}
     sentences.append(
-        f"Against a Gaussian in the generator's own codes they gain {_interval(difference)} points of accuracy, and "
-        f"where they lie differs with p = {gaussian['energy_p_value']:.3f}: "
+        f"Against a Gaussian in the generator's own codes they gain {_interval(difference)} points of "
+        f"{score_name(metrics)}, and where they lie differs with p = {gaussian['energy_p_value']:.3f}: "
         + ("the two can be told apart." if gaussian["answer"] else "the two cannot be told apart.")
     )
     area = {key: 100 * value for key, value in axes["outside_the_curve"]["area"].items()}
@@ -114,15 +149,15 @@ def summarize(metrics: Mapping[str, Any]) -> str:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Returns the test figures of every set as a markdown table, accuracies in per cent."""
+    """Returns the test figures of every set as a Markdown table, scores in per cent."""
     lines = [
-        "| set | n | accuracy | worst | best | similarity | max-similarity | R | F |",
+        f"| set | n | {score_name(metrics)} | worst | best | similarity | max-similarity | R | F |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, figures in metrics["sets"].items():
         test, accuracy = figures["test"], figures["test"]["accuracy"]
         cells = [
-            NAMES.get(name, name),
+            figures.get("title", name),
             str(test["n"]),
             f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['std']:.2f}",
             f"{100 * accuracy['min']:.2f}",
@@ -136,9 +171,63 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def score_name(metrics: Mapping[str, Any]) -> str:
+    """Returns the name of the task's score, which the key `accuracy` holds; files made before tasks have none."""
+    return metrics.get("data", {}).get("score_name", "accuracy")
+
+
+def _reach(metrics: Mapping[str, Any], score: float) -> str:
+    if score_name(metrics) == "accuracy":
+        return f"classify {score:.2f} % of the test images"
+    return f"reach {score_name(metrics)} = {score:.2f} % on the test examples"
+
+
 def _interval(value: dict[str, float]) -> str:
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _metric_type(metrics: Mapping[str, Any]) -> str:
+    """The Hub's name of the task's score."""
+    return "accuracy" if metrics["data"].get("task", "classification") == "classification" else "r_squared"
+
+
+def _eval_results(metrics: Mapping[str, Any], dataset_name: str | None) -> list[EvalResult]:
+    test = metrics["sets"]["generated"]["test"]
+    classifies, name_of_score = _metric_type(metrics) == "accuracy", score_name(metrics)
+    shared: dict[str, Any] = {
+        "task_type": IMAGE_CLASSIFICATION if classifies else "tabular-regression",
+        "dataset_type": dataset_name or "unknown",
+        "dataset_name": dataset_name or "unknown",
+        "dataset_split": "test",
+    }
+    dispersion = metrics["sets"]["generated"]["dispersion"]
+    named = {
+        f"{name_of_score}, mean of {test['n']} drawn networks": test["accuracy"]["mean"],
+        f"{name_of_score}, worst of them": test["accuracy"]["min"],
+        f"{name_of_score}, best of them": test["accuracy"]["max"],
+    }
+    results = [
+        EvalResult(**shared, metric_type=_metric_type(metrics), metric_name=n, metric_value=float(v))
+        for n, v in named.items()
+    ]
+    for key, name in (("R", "dispersion of parameters R"), ("F", "functional dispersion F")):
+        if dispersion[key] is not None:  # there are held-out checkpoints
+            value = float(dispersion[key])
+            results.append(EvalResult(**shared, metric_type=f"dispersion_{key}", metric_name=name, metric_value=value))
+    return results
+
+
+def _sizes(folder: Path, parameter_dim: int, zoo_count: int | None) -> dict[str, str | None]:
+    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    network = sum(path.stat().st_size for path in (folder / "target_model").glob("*.safetensors"))
+    return {
+        "repository": describe_bytes(whole),
+        "network": describe_bytes(network),
+        "ratio": f"{whole / network:.2f}" if network else None,
+        "zoo": None if zoo_count is None else describe_bytes(zoo_count * network),
+        "vectors": None if zoo_count is None else describe_bytes(zoo_count * 4 * parameter_dim),
+    }

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..data.inputs import Inputs, call_with
 from .processing_parameters import ParameterProcessor
+from .task import classification, task_of
 
 TOLERANCE = 1e-3  # relative change of the logits that still counts as none
 BALANCING_ROUNDS = 20
@@ -44,7 +45,8 @@ class Symmetries:
 
     Found by trying: layers that follow each other in the order of the model's modules are candidates, and one counts
     if permuting (or rescaling) its units changes no logit on example images. Only units whose incoming and outgoing
-    tensors are all generated are tried. Nothing is known of architectures.
+    tensors are all generated are tried. No architecture is treated specially. Logits are shifted in classification
+    alone: of a regression they are the predictions.
 
     Args:
         model: The target network, in eval mode.
@@ -65,11 +67,13 @@ class Symmetries:
         reference = self._logits(parameters)
         self.layers: list[HiddenUnits] = []
         for candidate in _candidates(model, processor):
+            # A random permutation of the units must leave all logits as they are.
             generator = torch.Generator().manual_seed(0)
             order = torch.randperm(candidate.count, generator=generator)
             permuted = self._apply(parameters, candidate, order, torch.ones(candidate.count))
             if not _same(self._logits(permuted), reference):
                 continue
+            # So must random positive factors, if the units may be rescaled as well.
             scale = 0.5 + torch.rand(candidate.count, generator=generator)
             scaled = self._apply(parameters, candidate, torch.arange(candidate.count), scale)
             rescalable = _same(self._logits(scaled), reference)
@@ -102,8 +106,10 @@ class Symmetries:
         A shift of all logits is removed by taking the mean over classes out of the last layer.
         """
         tensors = {name: tensor.clone() for name, tensor in self.processor.unflatten(parameters.double()).items()}
+        # 1. Shift: the mean over classes is removed from the last layer.
         for name in self.shift:
             tensors[name] -= tensors[name].mean(1, keepdim=True)
+        # 2. Scale: a layer's balance depends on that of its neighbors, so that several layers take several rounds.
         for _ in range(BALANCING_ROUNDS if len(self.layers) > 1 else 1):
             for layer in self.layers:
                 if layer.rescalable:
@@ -125,6 +131,26 @@ class Symmetries:
         arXiv 2209.04836, section 3.2).
         """
         return torch.stack([self._align_one(vector, reference) for vector in parameters])
+
+    def align_to_mean(
+        self, canonical: torch.Tensor, rounds: int, restart: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Aligns canonical vectors `(n, D)` to their own mean, which starts as the first of them.
+
+        Args:
+            canonical: What `canonicalize` returns.
+            rounds: How often all vectors are aligned to the mean of the last round.
+            restart: Align the vectors as given in each round, instead of going on from the last one's permutations.
+                This makes a difference for deeper networks only, where `align` finds a local optimum.
+
+        Returns:
+            The vectors of the last round `(n, D)` and their mean `(D,)`.
+        """
+        aligned, mean = canonical, canonical[0]
+        for _ in range(rounds):
+            aligned = self.align(canonical if restart else aligned, mean)
+            mean = aligned.mean(0)
+        return aligned, mean
 
     def distances(
         self, parameters: torch.Tensor, others: torch.Tensor, nearest: torch.Tensor | None = None
@@ -152,6 +178,7 @@ class Symmetries:
         self, parameters: torch.Tensor, others: torch.Tensor, columns: torch.Tensor, plain: torch.Tensor
     ) -> torch.Tensor:
         layer = self.layers[0]
+        # 1. What belongs to units is compared unit by unit, everything else as it stands.
         ours, theirs = self._units(parameters, layer), self._units(others, layer)  # (n, units, features)
         moving = set(layer.incoming) | {layer.outgoing}
         rest = [name for name in self.processor.names if name not in moving]
@@ -160,6 +187,7 @@ class Symmetries:
             for x in (parameters, others)
         )
         fixed = torch.cdist(fixed_ours.double(), fixed_theirs.double()) ** 2
+        # 2. Of each pair, the assignment of units with the least sum of squared distances (Hungarian algorithm).
         for i in range(len(parameters)):
             wanted = columns[i]
             cost = torch.cdist(ours[i].double().expand(len(wanted), -1, -1), theirs[wanted].double()) ** 2
@@ -172,6 +200,7 @@ class Symmetries:
         for _ in range(ALIGNMENT_ROUNDS if len(self.layers) > 1 else 1):
             before = vector
             for layer in self.layers:
+                # The permutation that maximizes the inner product with the reference minimizes the distance to it.
                 gain = self._units(reference[None], layer)[0].double() @ self._units(vector[None], layer)[0].double().T
                 _, order = linear_sum_assignment(gain.numpy(), maximize=True)
                 vector = self._apply(vector, layer, torch.from_numpy(order), torch.ones(layer.count))
@@ -209,8 +238,10 @@ class Symmetries:
         tensors[layer.outgoing] = (weight[:, order] / scale.view(shape)).flatten(1, 2)
         return torch.cat([tensors[name].reshape(-1) for name in self.processor.names])
 
-    def _find_shift(self, model: nn.Module, vector: torch.Tensor, reference: torch.Tensor) -> tuple[str, ...]:
+    def _find_shift(self, model: PreTrainedModel, vector: torch.Tensor, reference: torch.Tensor) -> tuple[str, ...]:
         """Names of the last layer's tensors, if adding the same to every class only shifts the logits."""
+        if task_of(model.config) is not classification:
+            return ()
         last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         if not last or last[-1][1].out_features != reference.shape[1]:
             return ()

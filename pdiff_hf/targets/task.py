@@ -39,6 +39,9 @@ class Task(Protocol):
     def disagreement(self, predictions: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Returns how much two networks differ in `(n, examples)` and `(k, examples)`, for each pair `(n, k)`."""
 
+    def mean_disagreement(self, predictions: torch.Tensor) -> float | None:
+        """Returns the mean disagreement over pairs of `(n, examples)`, or None for a single network."""
+
     def chance(self, num_outputs: int) -> float:
         """Returns the score of a network that knows nothing."""
 
@@ -76,6 +79,21 @@ class Classification:
             agreeing += (predictions == label).float() @ (others == label).float().T
         return 1 - agreeing / predictions.shape[1]
 
+    def mean_disagreement(self, predictions: torch.Tensor) -> float | None:
+        """Returns the share of examples on which two networks of a set predict different classes, in [0, 1].
+
+        Counted per example: with k_c networks that predict class c, `sum_c k_c (k_c - 1)` of the `n (n - 1)` ordered
+        pairs agree.
+        """
+        n = len(predictions)
+        if n < 2:
+            return None
+        agreeing = torch.zeros(predictions.shape[1], dtype=torch.float64)
+        for label in predictions.unique():
+            count = (predictions == label).sum(0).double()  # (examples,)
+            agreeing += count * (count - 1)
+        return 1 - (agreeing.mean() / (n * (n - 1))).item()
+
     def chance(self, num_outputs: int) -> float:
         """Returns 1 / classes."""
         return 1 / num_outputs
@@ -106,6 +124,11 @@ class Regression:
     def disagreement(self, predictions: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Returns the mean absolute difference of two networks' predictions, in the unit of the labels."""
         return torch.cdist(predictions.float(), others.float(), p=1) / predictions.shape[1]
+
+    def mean_disagreement(self, predictions: torch.Tensor) -> float | None:
+        """Returns the mean absolute difference of two networks of a set, in the unit of the labels."""
+        n = len(predictions)
+        return (self.disagreement(predictions, predictions).sum() / (n * (n - 1))).item() if n > 1 else None
 
     def chance(self, num_outputs: int) -> float:
         """Returns 0, the score of always predicting the mean."""

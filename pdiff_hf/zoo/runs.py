@@ -231,9 +231,7 @@ class _Trainer:
             some = images.preprocessing(images.train.pixels[:SYMMETRY_IMAGES])
             self.symmetries = Symmetries(copy.deepcopy(model).cpu(), processor, others[0], some)
             others = self.symmetries.canonicalize(others)
-            self.reference = others[0]
-            for _ in range(ALIGNMENT_ROUNDS):
-                self.reference = self.symmetries.align(others, self.reference).mean(0)
+            _, self.reference = self.symmetries.align_to_mean(others, ALIGNMENT_ROUNDS, restart=True)
 
     def train(self, members: list[int]) -> RunGroup:
         """Trains the runs of these numbers and measures their checkpoints on the validation images."""

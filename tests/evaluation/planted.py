@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,8 @@ from pdiff_hf import (
     make_processor,
 )
 from pdiff_hf.data.images import ImageData, load_images
+from pdiff_hf.evaluation.audit import align_to_zoo
 from pdiff_hf.evaluation.baselines import gaussian_full
-from pdiff_hf.evaluation.criteria import align_to_zoo
 from pdiff_hf.targets.symmetries import Symmetries
 from pdiff_hf.zoo.settings import load_images_of, load_target
 
@@ -92,17 +93,19 @@ def multi_run_case(seed: int, runs: int = 300, steps: int = 300) -> Case:
     )
 
 
-def trajectory_case(seed: int) -> Case:
+def trajectory_case(seed: int, checkpoints: int = 300, width: int = 32) -> Case:
     """One trajectory of the last two norms of a small ResNet, in ten alternating blocks."""
     settings = TrajectorySettings(
         image_size=16,
-        model_config='{"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}',
+        model_config=json.dumps(
+            {"embedding_size": width, "hidden_sizes": [width, 2 * width], "depths": [1, 1], "layer_type": "basic"}
+        ),
         learning_rate=0.1,
         augmentation_shift=2,
         augmentation_noise=1.4,
-        num_checkpoints=300,
-        num_validation_checkpoints=200,
-        num_test_checkpoints=200,
+        num_checkpoints=checkpoints,
+        num_validation_checkpoints=2 * checkpoints // 3,
+        num_test_checkpoints=2 * checkpoints // 3,
         num_blocks=20,
         num_branches=0,
         seed=seed,
@@ -131,11 +134,11 @@ def trajectory_case(seed: int) -> Case:
 def _directions_without_derivative(
     model: nn.Module, processor: ParameterProcessor, vector: torch.Tensor, images: ImageData
 ) -> torch.Tensor:
-    """The directions in which 128 random projections of the logits of 64 images do not change, `(k, D)`."""
+    """Half of all directions: in those, random projections of the logits of 64 images do not change, `(D / 2, D)`."""
     vector = vector.clone().requires_grad_()
     pixel_values = images.preprocessing(images.test.pixels[:64])
     logits = torch.func.functional_call(model, processor.unflatten(vector), (pixel_values,)).logits
-    projections = torch.randn(128, *logits.shape, generator=torch.Generator().manual_seed(0))
+    projections = torch.randn(len(vector) // 2, *logits.shape, generator=torch.Generator().manual_seed(0))
     rows = [torch.autograd.grad((logits * p).sum(), vector, retain_graph=True)[0] for p in projections]
     _, _, directions = torch.linalg.svd(torch.stack(rows).double(), full_matrices=True)
     return directions[len(rows) :].float()
@@ -146,7 +149,7 @@ def planted_generators(case: Case, seed: int) -> dict[str, tuple[torch.Tensor, s
     generator = torch.Generator().manual_seed(seed)
     probe = case.images.preprocessing(case.images.validation.pixels[:32])
     symmetries = Symmetries(case.model, case.processor, case.zoo[0], probe)
-    zoo = align_to_zoo(symmetries, case.zoo[:1], case.zoo)[1]
+    zoo = align_to_zoo(symmetries, case.zoo)[0]
     mean, std = zoo.mean(0), zoo.std(0)
 
     def noise() -> torch.Tensor:

@@ -1,76 +1,27 @@
-"""The audit against planted generators: copiers, averages and perfect generators are called what they are."""
+"""The audit against planted generators: copiers, averages and perfect generators get the right verdict."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from planted import Case, multi_run_case, planted_generators, trajectory_case
 
-from pdiff_hf import Audit, LinearParameterAutoencoder, audit, network_predictions
-from pdiff_hf.evaluation import criteria as axes
+from pdiff_hf import Audit, LinearParameterAutoencoder, audit
+from pdiff_hf.evaluation.criteria import NotAssessable, novel
+from pdiff_hf.evaluation.evaluated import EvaluatedSet, References, Zoo, evaluate_sets
+from pdiff_hf.evaluation.verdict import MEANINGS, decide
+from pdiff_hf.targets.task import classification
 
-AXES = ["performs", "disperses", "novel", "distinguishable", "outside_the_curve"]
-WORDS = {
-    "broken",
-    "copier",
-    "averager",
-    "beyond the curve",
-    "Gaussian-equivalent",
-    "faithful",
-    "inconclusive",
-    "not assessable",
-}
-TRAJECTORY_PLANTED = [
-    "copies",
-    "copies with small noise",
-    "mean with small noise",
-    "mean with idle noise",
-    "interpolation of two",
-    "Gaussian",
-    "real checkpoints",
-    "random weights",
-]
+TRAJECTORY_PLANTED = ["copies", "copies with small noise", "mean with small noise", "mean with idle noise"]
+TRAJECTORY_PLANTED += ["interpolation of two", "Gaussian", "real checkpoints", "random weights"]
 MULTI_RUN_PLANTED = [*TRAJECTORY_PLANTED, "permuted and rescaled copies"]
-FEW = 20  # networks of each baseline
-
-
-class Remembering:
-    """`network_predictions` that evaluates no network twice: the audits of one case share zoo and baselines."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[int, bytes], torch.Tensor] = {}
-
-    def __call__(self, model, processor, parameters, pixel_values, labels, progress=False):
-        keys = [(len(labels), row.numpy().tobytes()) for row in parameters]
-        new = {key: i for i, key in enumerate(keys) if key not in self.known}
-        if new:
-            rows = parameters[list(new.values())]
-            classes, _ = network_predictions(model, processor, rows, pixel_values, labels, progress)
-            self.known.update(zip(new, classes, strict=True))
-        return torch.stack([self.known[key] for key in keys]), torch.zeros(len(keys))
-
-
-@pytest.fixture(scope="module")
-def remember() -> Iterator[Callable[[], None]]:
-    """A function that forgets all predictions and remembers new ones; called once for each case."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield lambda: patch.setattr(axes, "network_predictions", Remembering())
-
-
-@pytest.fixture(scope="module")
-def multi_run(remember: Callable[[], None]) -> Case:
-    remember()
-    return multi_run_case(seed=0)
-
-
-@pytest.fixture(scope="module")
-def trajectory(remember: Callable[[], None]) -> Case:
-    remember()
-    return trajectory_case(seed=0)
+FEW = 10  # networks of each baseline
+SAMPLES = 60
 
 
 def audited(case: Case, samples: torch.Tensor | dict[str, torch.Tensor], **changes) -> Audit:
@@ -78,61 +29,60 @@ def audited(case: Case, samples: torch.Tensor | dict[str, torch.Tensor], **chang
 
 
 class Planted:
-    """The planted generators of a case by name, each audited once."""
+    """A case with its planted generators by name, each audited once."""
 
     def __init__(self, case: Case) -> None:
+        self.case = case
         self.generators = planted_generators(case, seed=0)
-        self.answer = functools.cache(lambda name: audited(case, self.generators[name][0]))
+        self.answer = functools.cache(lambda name: audited(case, self.samples(name)))
 
     def samples(self, name: str) -> torch.Tensor:
-        return self.generators[name][0]
+        return self.generators[name][0][:SAMPLES]
 
 
 @pytest.fixture(scope="module")
-def multi_run_planted(multi_run: Case) -> Planted:
-    return Planted(multi_run)
+def multi_run() -> Planted:
+    return Planted(multi_run_case(seed=0, runs=120, steps=200))
 
 
 @pytest.fixture(scope="module")
-def trajectory_planted(trajectory: Case) -> Planted:
-    return Planted(trajectory)
+def trajectory() -> Planted:
+    return Planted(trajectory_case(seed=0, checkpoints=180, width=8))
 
 
-# The word
+# The verdict
 
 
 @pytest.mark.parametrize("name", MULTI_RUN_PLANTED)
-def test_on_a_zoo_of_many_runs_each_planted_generator_is_called_what_it_is(multi_run_planted: Planted, name: str):
-    answer = multi_run_planted.answer(name)
+def test_on_a_zoo_of_many_runs_each_planted_generator_gets_the_right_verdict(multi_run: Planted, name: str):
+    answer = multi_run.answer(name)
 
-    assert answer.verdict in multi_run_planted.generators[name][1], answer.axes
+    assert answer.verdict in multi_run.generators[name][1], answer.criteria
 
 
 @pytest.mark.parametrize("name", TRAJECTORY_PLANTED)
-def test_on_a_trajectory_each_planted_generator_is_called_what_it_is(trajectory_planted: Planted, name: str):
-    answer = trajectory_planted.answer(name)
+def test_on_a_trajectory_each_planted_generator_gets_the_right_verdict(trajectory: Planted, name: str):
+    answer = trajectory.answer(name)
 
-    assert answer.verdict in trajectory_planted.generators[name][1], answer.axes
+    assert answer.verdict in trajectory.generators[name][1], answer.criteria
 
 
-def test_every_planted_generator_is_tried(multi_run_planted: Planted, trajectory_planted: Planted):
-    assert sorted(multi_run_planted.generators) == sorted(MULTI_RUN_PLANTED)
-    assert sorted(trajectory_planted.generators) == sorted(TRAJECTORY_PLANTED)
+def test_every_planted_generator_is_tried(multi_run: Planted, trajectory: Planted):
+    assert sorted(multi_run.generators) == sorted(MULTI_RUN_PLANTED)
+    assert sorted(trajectory.generators) == sorted(TRAJECTORY_PLANTED)
 
 
 @pytest.mark.exhaustive
-def test_over_ten_seeds_of_both_cases_nineteen_words_of_twenty_are_right(capsys: pytest.CaptureFixture[str]):
+def test_over_ten_seeds_of_both_cases_nineteen_verdicts_of_twenty_are_right(capsys: pytest.CaptureFixture[str]):
     answers: dict[tuple[str, str], Counter[str]] = {}
     expected: dict[tuple[str, str], set[str]] = {}
     for kind, make in (("many runs", multi_run_case), ("trajectory", trajectory_case)):
         for seed in range(10):
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(axes, "network_predictions", Remembering())
-                case = make(seed)
-                for name, (samples, right) in planted_generators(case, seed).items():
-                    verdict = audited(case, samples, num_baseline_models=50, seed=seed).verdict
-                    answers.setdefault((kind, name), Counter())[verdict] += 1
-                    expected[kind, name] = right
+            case = make(seed)
+            for name, (samples, right) in planted_generators(case, seed).items():
+                verdict = audited(case, samples, num_baseline_models=50, seed=seed).verdict
+                answers.setdefault((kind, name), Counter())[verdict] += 1
+                expected[kind, name] = right
 
     with capsys.disabled():
         print("\n| zoo | planted | right | answers |\n|---|---|---|---|")
@@ -143,38 +93,60 @@ def test_over_ten_seeds_of_both_cases_nineteen_words_of_twenty_are_right(capsys:
     assert hits >= 0.95 * sum(counts.total() for counts in answers.values())
 
 
+def test_the_verdict_follows_the_order_of_precedence(multi_run: Planted):
+    found = multi_run.answer("real checkpoints").criteria
+
+    def with_interval(criterion: str, name: str, low: float, high: float):
+        evidence = getattr(found, criterion)
+        interval = dataclasses.replace(getattr(evidence, name), low=low, high=high)
+        return dataclasses.replace(found, **{criterion: dataclasses.replace(evidence, **{name: interval})})
+
+    assert decide(with_interval("performs", "share_above_chance", 0.1, 0.4))[0] == "broken"
+    assert decide(with_interval("performs", "share_above_chance", 0.4, 0.6))[0] == "inconclusive"
+    assert decide(with_interval("disperses", "R", 0.5, 0.7))[0] == "averager"
+    assert decide(with_interval("disperses", "F", 0.7, 0.9)) == (
+        "inconclusive",
+        f"F = {with_interval('disperses', 'F', 0.7, 0.9).disperses.F} straddles 0.8",
+    )
+    assert decide(with_interval("outside_the_curve", "area", 0.01, 0.02))[0] == "beyond the curve"
+    assert decide(dataclasses.replace(found, novel=NotAssessable("nobody knows"))) == (
+        "not assessable",
+        "nobody knows",
+    )
+
+
 # Copies
 
 
-@pytest.mark.parametrize("zoo", ["multi_run_planted", "trajectory_planted"])
+@pytest.mark.parametrize("zoo", ["multi_run", "trajectory"])
 def test_copies_are_at_distance_zero_of_the_zoo(zoo: str, request: pytest.FixtureRequest):
-    weights = request.getfixturevalue(zoo).answer("copies").axes["novel"]["weights"]
+    weights = request.getfixturevalue(zoo).answer("copies").criteria.novel.weights
 
-    assert weights["r"]["value"] == pytest.approx(0, abs=1e-5)
-    assert weights["r_quantiles"] == pytest.approx([0, 0, 0], abs=1e-5)
-    assert weights["auc"]["high"] == 0
-
-
-def test_permuted_and_rescaled_copies_are_at_distance_zero_of_the_zoo(multi_run: Case, multi_run_planted: Planted):
-    copies = multi_run_planted.samples("permuted and rescaled copies")
-    novel = multi_run_planted.answer("permuted and rescaled copies").axes["novel"]
-
-    assert torch.cdist(copies, multi_run.zoo).min() > 1  # not to be seen without the symmetries
-    assert novel["weights"]["r"]["value"] == pytest.approx(0, abs=1e-5)
-    assert novel["weights"]["r_quantiles"] == pytest.approx([0, 0, 0], abs=1e-5)
-    assert novel["functions"]["r"]["value"] == 0
-    assert set(novel["novel_and_performant"].values()) == {0}
+    assert weights.r.value == pytest.approx(0, abs=1e-5)
+    assert weights.r_quantiles == pytest.approx([0, 0, 0], abs=1e-5)
+    assert weights.auc.high == 0
 
 
-def test_real_checkpoints_lie_as_far_from_the_zoo_as_heldout_ones(multi_run_planted: Planted):
-    answer = multi_run_planted.answer("real checkpoints").axes
+def test_permuted_and_rescaled_copies_are_at_distance_zero_of_the_zoo(multi_run: Planted):
+    copies = multi_run.samples("permuted and rescaled copies")
+    novel = multi_run.answer("permuted and rescaled copies").criteria.novel
 
-    assert answer["novel"]["weights"]["r"]["value"] == pytest.approx(1, abs=0.1)
-    assert answer["novel"]["weights"]["heldout_r"] == pytest.approx(1, abs=0.1)
-    assert answer["novel"]["weights"]["auc"]["low"] < 0.5 < answer["novel"]["weights"]["auc"]["high"]
-    assert answer["disperses"]["R"]["value"] == pytest.approx(1, abs=0.05)
-    assert answer["disperses"]["F"]["value"] == pytest.approx(1, abs=0.05)
-    assert answer["performs"]["share_above_chance"]["value"] == pytest.approx(1, abs=0.01)
+    assert torch.cdist(copies, multi_run.case.zoo).min() > 1  # not to be seen without the symmetries
+    assert novel.weights.r.value == pytest.approx(0, abs=1e-5)
+    assert novel.weights.r_quantiles == pytest.approx([0, 0, 0], abs=1e-5)
+    assert novel.functions.r.value == 0
+    assert set(novel.novel_and_performant.values()) == {0}
+
+
+def test_real_checkpoints_lie_as_far_from_the_zoo_as_heldout_ones(multi_run: Planted):
+    found = multi_run.answer("real checkpoints").criteria
+
+    assert found.novel.weights.r.value == pytest.approx(1, abs=0.1)
+    assert found.novel.weights.heldout_r == pytest.approx(1, abs=0.1)
+    assert found.novel.weights.auc.low < 0.5 < found.novel.weights.auc.high
+    assert found.disperses.R.value == pytest.approx(1, abs=0.05)
+    assert found.disperses.F.value == pytest.approx(1, abs=0.1)
+    assert found.performs.share_above_chance.value == pytest.approx(1, abs=0.01)
 
 
 # Without some of the inputs
@@ -183,158 +155,146 @@ def test_real_checkpoints_lie_as_far_from_the_zoo_as_heldout_ones(multi_run_plan
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("copies", {"not assessable"}),
         ("real checkpoints", {"not assessable"}),
         ("mean with small noise", {"averager"}),
         ("random weights", {"broken"}),
     ],
 )
-def test_without_runs_novelty_is_not_assessable(
-    multi_run: Case, multi_run_planted: Planted, name: str, words: set[str]
-):
-    answer = audited(multi_run, multi_run_planted.samples(name), runs=None, steps=None)
+def test_without_runs_novelty_is_not_assessable(multi_run: Planted, name: str, words: set[str]):
+    answer = audited(multi_run.case, multi_run.samples(name), runs=None, steps=None)
 
     assert answer.verdict in words
-    assert answer.axes["novel"]["assessable"] is False
+    assert answer.criteria.novel.to_dict()["assessable"] is False
 
 
-def test_of_one_run_without_steps_novelty_is_not_assessable(trajectory: Case, trajectory_planted: Planted):
-    answer = audited(trajectory, trajectory_planted.samples("copies"), steps=None)
+def test_of_one_run_without_steps_novelty_is_not_assessable(trajectory: Planted):
+    answer = audited(trajectory.case, trajectory.samples("copies"), steps=None)
 
     assert answer.verdict == "not assessable"
-    assert "not known" in answer.axes["novel"]["reason"]
+    assert "not known" in answer.criteria.novel.reason
 
 
-def test_without_heldout_checkpoints_the_zoos_own_distances_stand_in(multi_run: Case, multi_run_planted: Planted):
+def test_without_heldout_checkpoints_the_zoos_own_distances_stand_in(multi_run: Planted):
     none = {"heldout": None, "heldout_runs": None, "heldout_steps": None}
 
-    copier = audited(multi_run, multi_run_planted.samples("permuted and rescaled copies"), **none)
-    real = audited(multi_run, multi_run_planted.samples("real checkpoints"), **none)
+    copier = audited(multi_run.case, multi_run.samples("permuted and rescaled copies"), **none)
+    real = audited(multi_run.case, multi_run.samples("real checkpoints"), **none)
 
-    assert "heldout" not in copier.judged
-    assert "from_heldout" not in copier.axes["distinguishable"]
-    assert copier.axes["novel"]["weights"]["heldout_r"] == pytest.approx(1)
+    assert "heldout" not in copier.networks["real"]
+    assert copier.criteria.distinguishable.from_heldout is None
+    assert copier.criteria.novel.weights.heldout_r == pytest.approx(1)
     assert copier.verdict == "copier"
     assert real.verdict in {"faithful", "Gaussian-equivalent"}
 
 
-def test_a_linear_autoencoder_may_be_the_generators_own(multi_run: Case, multi_run_planted: Planted):
-    autoencoder = LinearParameterAutoencoder.from_zoo(multi_run.zoo, latent_dim=20)
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 5)])
+def test_heldout_checkpoints_that_do_not_disagree_do_not_break_the_audit(multi_run: Planted, rows: int, count: int):
+    heldout = multi_run.case.heldout[:rows].expand(count, -1)
+
+    answer = audited(
+        multi_run.case, multi_run.samples("real checkpoints"), heldout=heldout, heldout_runs=list(range(count))
+    )
+
+    assert answer.verdict in MEANINGS
+
+
+def test_a_linear_autoencoder_may_be_the_generators_own(multi_run: Planted):
+    autoencoder = LinearParameterAutoencoder.from_zoo(multi_run.case.zoo, latent_dim=20)
     with torch.no_grad():
-        samples = autoencoder.decode(torch.randn(100, 20, generator=generator)).sample
+        samples = autoencoder.decode(torch.randn(100, 20, generator=torch.Generator().manual_seed(0))).sample
 
-    answer = audited(multi_run, samples, autoencoder=autoencoder)
-    copier = audited(multi_run, multi_run_planted.samples("copies"), autoencoder=autoencoder)
+    answer = audited(multi_run.case, samples, autoencoder=autoencoder)
 
-    assert answer.verdict in WORDS
-    assert answer.axes["distinguishable"]["answer"] is False  # it is that Gaussian
-    assert answer.axes["distinguishable"]["energy_p_value"] > 0.005
-    assert copier.verdict == "copier"
+    assert answer.verdict in MEANINGS
+    assert not answer.criteria.distinguishable.answer  # it is that Gaussian
+    assert answer.criteria.distinguishable.energy_p_value > 0.005
+
+
+def test_fewer_than_two_samples_are_refused(multi_run: Planted):
+    with pytest.raises(ValueError, match="at least two samples and two zoo members, but there are 1 and 60"):
+        audited(multi_run.case, multi_run.case.unseen[:1])
+
+
+def test_trajectory_shorter_than_its_correlation_is_not_assessable():
+    four = EvaluatedSet(torch.zeros(4, 2), classification, torch.zeros(4, dtype=torch.long), {}, {}, {})
+    zoo = Zoo(four, four.parameters, torch.zeros(4, dtype=torch.long), torch.arange(4), length=3)
+
+    evidence = novel(four, zoo, References(four, None), symmetries=None)
+
+    assert evidence == NotAssessable(
+        "all checkpoints lie within 3 steps of each other, which is as far as their correlation reaches"
+    )
 
 
 # The evidence
 
 
-def test_every_axis_has_its_evidence_in_json_types(multi_run: Case, multi_run_planted: Planted):
-    answer = multi_run_planted.answer("Gaussian")
+def test_every_criterion_has_its_evidence_in_json_types(multi_run: Planted):
+    answer = multi_run.answer("Gaussian")
+    evidence = answer.criteria.to_dict()
 
     def check(value: object) -> None:
-        assert isinstance(value, dict | list | str | float | int | bool | None)
         for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
             check(inner)
         if isinstance(value, dict) and set(value) == {"value", "low", "high"}:
             assert value["low"] <= value["high"]
 
     assert answer.reason
-    assert list(answer.axes) == AXES
-    check(answer.axes)
-    check(answer.curve)
-    assert set(answer.axes["disperses"]["R_per_tensor"]) == set(multi_run.processor.names)
-    assert {row["name"] for row in answer.curve} == {
-        name.removeprefix("baselines/") for name in answer.judged if name.startswith("baselines/")
-    }
-    assert any(row["on_curve"] for row in answer.curve)
+    assert list(evidence) == ["performs", "disperses", "novel", "distinguishable", "outside_the_curve"]
+    assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
+    check(evidence)
+    assert set(evidence["disperses"]["R_per_tensor"]) == set(multi_run.case.processor.names)
+    assert [row.name for row in answer.curve] == list(answer.networks["baselines"])
+    assert any(row.name.startswith("raw/") for row in answer.curve)  # of the zoo that is not aligned
+    assert any(row.on_curve for row in answer.curve)
 
 
-def test_several_settings_are_judged_by_the_first_and_weighed_by_all(multi_run: Case, multi_run_planted: Planted):
-    real, mean = multi_run_planted.samples("real checkpoints"), multi_run_planted.samples("mean with small noise")
+def test_the_first_of_several_settings_gets_the_verdict_and_all_are_weighed(multi_run: Planted):
+    real, mean = multi_run.samples("real checkpoints"), multi_run.samples("mean with small noise")
 
-    first_real = audited(multi_run, {"1": real, "0": mean})
-    first_mean = audited(multi_run, {"0": mean, "1": real})
+    first_real = audited(multi_run.case, {"1": real, "0": mean})
+    first_mean = audited(multi_run.case, {"0": mean, "1": real})
 
     assert first_real.verdict in {"faithful", "Gaussian-equivalent"}
     assert first_mean.verdict == "averager"
-    assert first_real.axes["outside_the_curve"]["settings"] == 2
-    assert first_real.axes["outside_the_curve"]["area"]["value"] == pytest.approx(
-        first_mean.axes["outside_the_curve"]["area"]["value"]
+    assert first_real.criteria.outside_the_curve.settings == 2
+    assert first_real.criteria.outside_the_curve.area.value == pytest.approx(
+        first_mean.criteria.outside_the_curve.area.value
     )
-    assert torch.equal(first_real.judged["samples/0"].parameters, mean)
-    assert torch.equal(first_real.judged["samples/1"].parameters, real)
+    assert torch.equal(first_real.networks["samples"]["0"].parameters, mean)
+    assert torch.equal(first_real.networks["samples"]["1"].parameters, real)
 
 
-def test_further_sets_are_evaluated_and_take_no_part(multi_run: Case, multi_run_planted: Planted):
-    samples = multi_run_planted.samples("Gaussian")
-
-    alone = multi_run_planted.answer("Gaussian")
-    beside = audited(multi_run, samples, further={"random": multi_run_planted.samples("random weights")})
-
-    assert beside.axes == alone.axes
-    assert len(beside.judged["random"].accuracy["test"]) == 100
-
-
-def test_one_seed_gives_one_answer(multi_run: Case, multi_run_planted: Planted):
-    samples = multi_run_planted.samples("interpolation of two")
-
-    first, again, other = (audited(multi_run, samples, seed=s, num_baseline_models=3) for s in (0, 0, 1))
-
-    assert first.axes == again.axes
-    assert first.curve == again.curve
-    assert first.curve != other.curve
-
-
-def test_the_audit_leaves_what_it_is_given_as_it_was(multi_run: Case, multi_run_planted: Planted):
-    samples = multi_run_planted.samples("permuted and rescaled copies").clone()
-    given = [samples, multi_run.zoo, multi_run.heldout, *multi_run.model.state_dict().values()]
+def test_one_seed_gives_one_answer_and_further_sets_take_no_part_in_it(multi_run: Planted):
+    samples = multi_run.samples("Gaussian")
+    given = [samples, multi_run.case.zoo, multi_run.case.heldout, *multi_run.case.model.state_dict().values()]
     before = [tensor.clone() for tensor in given]
 
-    answer = audited(multi_run, samples)
+    first = multi_run.answer("Gaussian")
+    again = audited(multi_run.case, samples, further={"random": multi_run.samples("random weights")})
+    other = audited(multi_run.case, samples, seed=1)
 
+    assert first.criteria == again.criteria
+    assert first.curve == again.curve
+    assert first.curve != other.curve
+    assert len(again.networks["further"]["random"].scores["test"]) == SAMPLES
     assert all(torch.equal(tensor, kept) for tensor, kept in zip(given, before, strict=True))
-    assert torch.equal(answer.judged["zoo"].parameters, multi_run.zoo)
-    assert torch.equal(answer.judged["samples/samples"].parameters, samples)
+    assert torch.equal(again.networks["real"]["zoo"].parameters, multi_run.case.zoo)
 
 
-def test_predictions_are_those_of_plain_forward_passes(multi_run: Case):
-    zoo = multi_run.zoo[:3]
+def test_predictions_are_those_of_plain_forward_passes(multi_run: Planted):
+    case = multi_run.case
+    zoo = case.zoo[:3]
 
-    judged = axes.judge({"zoo": zoo}, multi_run.processor, multi_run.model, multi_run.images)["zoo"]
+    groups = {"real": {"first": zoo[:1], "rest": zoo[1:]}}
+    evaluated = evaluate_sets(groups, case.model, case.processor, case.images)["real"]["rest"]
 
-    for split, part in (("validation", multi_run.images.validation), ("test", multi_run.images.test)):
-        pixel_values = multi_run.images.preprocessing(part.pixels)
-        for i, vector in enumerate(zoo):
-            tensors = multi_run.processor.unflatten(vector)
+    for split, part in (("validation", case.images.validation), ("test", case.images.test)):
+        for i, vector in enumerate(zoo[1:]):
+            tensors = case.processor.unflatten(vector)
             with torch.no_grad():
-                predicted = torch.func.functional_call(multi_run.model, tensors, (pixel_values,)).logits.argmax(1)
-            assert (judged.predicted[split][i] == predicted).double().mean() > 0.99
-            accuracy = (predicted == part.labels).double().mean().item()
-            assert judged.accuracy[split][i].item() == pytest.approx(accuracy, abs=0.01)
-
-
-def test_heldout_checkpoints_that_do_not_disagree_do_not_break_the_audit(multi_run: Case, multi_run_planted: Planted):
-    real = multi_run_planted.samples("real checkpoints")
-
-    for count, rows in ((1, multi_run.heldout[:1]), (5, multi_run.heldout[:1].expand(5, -1))):
-        answer = audited(multi_run, real, heldout=rows, heldout_runs=list(range(count)))
-
-        assert answer.verdict in WORDS
-
-
-def test_trajectory_shorter_than_its_correlation_is_not_assessable():
-    four = axes.Judged(torch.zeros(4, 2), {}, {})
-    run, step, units = torch.zeros(4, dtype=torch.long), torch.arange(4), torch.zeros(4, dtype=torch.long)
-
-    evidence = axes.novel(four, four, None, run, step, 3, units, units, symmetries=None)
-
-    assert evidence["assessable"] is False
-    assert "within 3 steps" in evidence["reason"]
+                logits = torch.func.functional_call(case.model, tensors, (case.images.inputs(part),)).logits
+            assert (evaluated.predictions[split][i] == logits.argmax(1)).double().mean() > 0.99
+            accuracy = (logits.argmax(1) == part.labels).double().mean().item()
+            assert evaluated.scores[split][i].item() == pytest.approx(accuracy, abs=0.01)
+            assert torch.equal(evaluated.wrong[split][i], evaluated.predictions[split][i] != part.labels)

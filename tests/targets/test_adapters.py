@@ -239,7 +239,7 @@ def test_adapters_are_audited(tiny_recipe):
         num_baseline_models=3,
     )
 
-    assert answer.judged["samples/samples"].accuracy["test"].shape == (4,)
+    assert answer.networks["samples"]["samples"].scores["test"].shape == (4,)
 
 
 def test_adapters_go_over_the_hub(tiny_recipe, hub, repo_id, empty_cache):

@@ -1,7 +1,8 @@
-"""The audit's metrics, two-sample tests, ensembles, intervals and baselines against references and slow formulas."""
+"""Metrics, two-sample tests, ensembles, intervals and baselines against references and slow formulas."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.optimize import minimize
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pdiff_hf import LinearParameterAutoencoder
-from pdiff_hf.evaluation.baselines import Baseline, swept_baselines
+from pdiff_hf.evaluation.baselines import Baseline, averages, family_of, swept_baselines
 from pdiff_hf.evaluation.distributions import energy_distance, energy_test, nearest_neighbor_accuracy
 from pdiff_hf.evaluation.intervals import (
     bootstrap,
@@ -27,12 +28,13 @@ from pdiff_hf.evaluation.intervals import (
     weighted_spread,
 )
 from pdiff_hf.evaluation.metrics import (
+    accuracy_statistics,
     chance_corrected_iou,
-    disagreement,
     dispersion,
     hull_residuals,
     iou,
-    mean_pairwise_disagreement,
+    max_similarity,
+    mean_pairwise_iou,
 )
 from pdiff_hf.evaluation.novelty import (
     TimeExclusionError,
@@ -40,7 +42,7 @@ from pdiff_hf.evaluation.novelty import (
     correlation_length,
     leave_one_out,
     nearest_ratio,
-    novel_and_performant,
+    neighbors_in_time,
     related_pairs,
 )
 from pdiff_hf.evaluation.uncertainty import (
@@ -48,8 +50,8 @@ from pdiff_hf.evaluation.uncertainty import (
     deep_ensemble_equivalent,
     ensemble_figures,
     ensemble_log_probabilities,
-    fit_temperature,
 )
+from pdiff_hf.targets.task import classification, regression
 
 
 def seeded_generator(seed: int = 0) -> torch.Generator:
@@ -60,7 +62,54 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=seeded_generator(seed))
 
 
-# Disagreement and overlap
+# Similarity, disagreement, spread
+
+
+def brute_iou(wrong: np.ndarray, other: np.ndarray) -> float:
+    a, b = set(np.flatnonzero(wrong)), set(np.flatnonzero(other))
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+@st.composite
+def two_masks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    n, k, images = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(1, 12))
+    return draw(arrays(bool, (n, images))), draw(arrays(bool, (k, images)))
+
+
+@given(two_masks())
+def test_iou_is_intersection_over_union_of_every_pair(masks: tuple[np.ndarray, np.ndarray]):
+    a, b = masks
+
+    similarity = iou(torch.from_numpy(a), torch.from_numpy(b))
+
+    expected = torch.tensor([[brute_iou(x, y) for y in b] for x in a])
+    torch.testing.assert_close(similarity, expected)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8)))
+def test_mean_pairwise_iou_is_the_mean_over_distinct_pairs(wrong: np.ndarray):
+    similarity = mean_pairwise_iou(torch.from_numpy(wrong))
+
+    if len(wrong) == 1:
+        assert similarity is None
+    else:
+        pairs = [brute_iou(a, b) for a, b in itertools.combinations(wrong, 2)]
+        assert similarity == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
+
+
+@given(two_masks(), st.randoms(use_true_random=False))
+def test_max_similarity_is_the_largest_that_is_not_excluded(masks: tuple[np.ndarray, np.ndarray], random):
+    wrong, zoo_wrong = masks
+    excluded = np.array([[random.random() < 0.4 for _ in zoo_wrong] for _ in wrong])
+
+    nearest = max_similarity(torch.from_numpy(wrong), torch.from_numpy(zoo_wrong))
+    allowed = max_similarity(torch.from_numpy(wrong), torch.from_numpy(zoo_wrong), torch.from_numpy(excluded))
+
+    for i, row in enumerate(wrong):
+        similarities = [brute_iou(row, other) for other in zoo_wrong]
+        assert nearest[i].item() == pytest.approx(max(similarities))
+        left = [value for value, out in zip(similarities, excluded[i], strict=True) if not out]
+        assert allowed[i].item() == pytest.approx(max(left, default=0.0))
 
 
 @st.composite
@@ -70,23 +119,54 @@ def two_predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return draw(arrays(np.int64, (n, images), elements=classes)), draw(arrays(np.int64, (k, images), elements=classes))
 
 
+@pytest.mark.parametrize(
+    ("task", "differ"), [(classification, lambda x, y: x != y), (regression, lambda x, y: abs(x - y))]
+)
 @given(two_predictions())
-def test_disagreement_is_the_share_of_images_with_another_class(predictions: tuple[np.ndarray, np.ndarray]):
+def test_disagreement_is_the_mean_over_examples_of_every_pair(
+    task, differ, predictions: tuple[np.ndarray, np.ndarray]
+):
     a, b = predictions
 
-    measured = disagreement(torch.from_numpy(a), torch.from_numpy(b))
+    measured = task.disagreement(torch.from_numpy(a), torch.from_numpy(b))
+    within = task.mean_disagreement(torch.from_numpy(a))
 
-    expected = torch.tensor([[(x != y).mean() for y in b] for x in a], dtype=torch.float32)
+    expected = torch.tensor([[differ(x, y).mean() for y in b] for x in a], dtype=torch.float32)
     torch.testing.assert_close(measured, expected)
+    pairs = [differ(x, y).mean() for x, y in itertools.combinations(a, 2)]
+    assert within == (pytest.approx(sum(pairs) / len(pairs), abs=1e-6) if pairs else None)
 
 
-def test_disagreement_within_a_set_has_the_mean_counted_per_image():
-    predicted = torch.randint(4, (7, 50), generator=seeded_generator())
+finite = st.floats(-10, 10, width=32)
 
-    pairs = disagreement(predicted, predicted)
 
-    assert torch.equal(pairs.diagonal(), torch.zeros(7))
-    assert (pairs.sum() / 42).item() == pytest.approx(mean_pairwise_disagreement(predicted), abs=1e-6)
+@given(
+    arrays(np.float32, st.tuples(st.integers(2, 6), st.just(3)), elements=finite),
+    arrays(np.float32, st.tuples(st.integers(2, 6), st.just(3)), elements=finite),
+)
+def test_dispersion_is_the_root_of_the_ratio_of_traces(samples: np.ndarray, zoo: np.ndarray):
+    zoo[0, 0] += 100.0  # a zoo has at least two distinct vectors
+
+    r = dispersion(torch.from_numpy(samples), torch.from_numpy(zoo))
+
+    def trace(vectors: np.ndarray) -> float:
+        return float(np.trace(np.cov(vectors.T.astype(np.float64))))
+
+    assert r == pytest.approx(math.sqrt(trace(samples) / trace(zoo)), rel=1e-6, abs=1e-9)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8)))
+def test_accuracy_statistics_are_those_of_the_share_of_right_predictions(wrong: np.ndarray):
+    statistics = accuracy_statistics(torch.from_numpy(wrong))
+
+    accuracy = 1 - wrong.mean(1)
+    expected = {
+        "mean": accuracy.mean(),
+        "std": accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0,
+        "min": accuracy.min(),
+        "max": accuracy.max(),
+    }
+    assert statistics == pytest.approx(expected, abs=1e-9)
 
 
 def test_corrected_overlap_is_one_for_equal_errors_and_zero_for_independent_ones():
@@ -99,19 +179,6 @@ def test_corrected_overlap_is_one_for_equal_errors_and_zero_for_independent_ones
     apart = corrected[~torch.eye(6, dtype=torch.bool)]
     assert apart.abs().max() < 0.02
     assert iou(wrong, wrong)[4, 5] > 0.4  # what chance alone does
-
-
-def test_corrected_overlap_is_its_formula():
-    wrong = torch.rand(3, 40, generator=seeded_generator()) < 0.3
-
-    corrected = chance_corrected_iou(wrong, wrong)
-
-    for i in range(3):
-        for j in range(3):
-            p, q = wrong[i].double().mean().item(), wrong[j].double().mean().item()
-            chance = p * q / (p + q - p * q)
-            overlap = (wrong[i] & wrong[j]).sum().item() / (wrong[i] | wrong[j]).sum().item()
-            assert corrected[i, j].item() == pytest.approx((overlap - chance) / (1 - chance), abs=1e-6)
 
 
 # Hulls
@@ -127,16 +194,6 @@ def test_recombinations_lie_in_the_affine_hull_and_averages_in_the_convex_one():
     assert hull_residuals(affine, zoo, convex=True).max() > 0.01
     assert hull_residuals(convex, zoo).max() < 1e-5
     assert hull_residuals(convex, zoo, convex=True).max() < 1e-3
-
-
-def test_the_convex_hull_is_within_the_affine_one_and_both_within_everything():
-    zoo, samples = normal(8, 20), 2 * normal(10, 20, seed=1)
-
-    affine, convex = hull_residuals(samples, zoo), hull_residuals(samples, zoo, convex=True)
-
-    assert (affine <= convex + 1e-9).all()
-    assert (convex <= 1 + 1e-6).all()
-    assert (affine > 0).all()
 
 
 def test_hull_residuals_are_those_of_a_direct_solution():
@@ -186,6 +243,8 @@ def test_related_are_members_of_one_run_or_neighbors_in_time():
     of_one = related_pairs(torch.zeros(4, dtype=torch.long), torch.tensor([0, 10, 20, 30]), 10)
 
     assert torch.equal(of_runs, torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).bool())
+    assert neighbors_in_time(run, step, 50).int().tolist() == torch.eye(4).int().tolist()
+    assert torch.equal(neighbors_in_time(run, step, 100), of_runs)
     assert of_one.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
 
 
@@ -209,14 +268,6 @@ def test_the_ratio_is_the_nearest_distance_over_the_median_of_the_zoos_own():
     assert nearest_ratio(distances, torch.tensor([1.0, 4.0, 100.0])).tolist() == [0.5, 0.0, 1.5]
 
 
-def test_novel_and_performant_are_those_that_clear_both_bars():
-    ratio, accuracy = torch.tensor([0.1, 1.0, 2.0, 3.0]), torch.tensor([0.9, 0.9, 0.5, 0.8])
-
-    shares = [novel_and_performant(ratio, accuracy, bar=0.8, tau=tau) for tau in (0, 0.5, 1.0, 2.0, 4.0)]
-
-    assert shares == pytest.approx([0.75, 0.5, 0.5, 0.25, 0])
-
-
 coarse = st.integers(0, 6).map(float)  # so that there are ties
 
 
@@ -229,6 +280,8 @@ def test_the_copying_statistic_is_mann_whitneys_and_the_area_under_the_curve(our
     assert auc == pytest.approx(mannwhitneyu(ours, real).statistic / (len(ours) * len(real)))
     labels = np.r_[np.ones(len(ours)), np.zeros(len(real))]
     assert auc == pytest.approx(roc_auc_score(labels, np.r_[ours, real]))
+    twice = torch.full((len(ours),), 2.0, dtype=torch.float64)
+    assert copying_auc(torch.from_numpy(ours), torch.from_numpy(real), twice) == pytest.approx(auc)
 
 
 # Two samples
@@ -242,13 +295,6 @@ def test_the_energy_distance_is_its_double_sum():
     within_y = sum((a - b).norm().item() for a in y for b in y) / 20
 
     assert energy_distance(x, y) == pytest.approx(2 * between - within_x - within_y, rel=1e-5)
-
-
-def test_the_energy_distance_is_zero_on_average_for_equal_distributions():
-    values = torch.tensor([energy_distance(normal(40, 3, seed=s), normal(40, 3, seed=1000 + s)) for s in range(200)])
-
-    assert abs(values.mean()) < 3 * values.std() / 200**0.5
-    assert energy_distance(normal(40, 3), 1 + normal(40, 3, seed=1)) > 10 * values.std()
 
 
 def test_the_energy_test_tells_different_distributions_and_no_equal_ones():
@@ -265,12 +311,6 @@ def test_the_energy_test_tells_different_distributions_and_no_equal_ones():
     assert (equal <= 0.1).double().mean() < 0.2
     assert (equal > 0.5).double().mean() > 0.35
     assert ((equal > 0) & (equal <= 1)).all()
-
-
-def test_the_energy_test_is_decided_by_its_generator():
-    x, y = normal(20, 3), normal(20, 3, seed=1)
-
-    assert energy_test(x, y, seeded_generator(1)) == energy_test(x, y, seeded_generator(1))
 
 
 def test_neighbors_are_of_either_set_if_the_distributions_are_equal():
@@ -304,16 +344,6 @@ def test_an_ensemble_averages_probabilities(logits: torch.Tensor):
     )
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-def test_the_temperature_is_found_again(temperature: float):
-    logits = 2 * normal(20_000, 4)
-    labels = torch.multinomial(logits.softmax(-1), 1, generator=seeded_generator(1))[:, 0]
-
-    found = fit_temperature((temperature * logits).log_softmax(-1), labels)
-
-    assert found == pytest.approx(temperature, rel=0.05)
-
-
 def test_calibration_figures_are_those_of_direct_formulas(logits: torch.Tensor, labels: torch.Tensor):
     log_probabilities = ensemble_log_probabilities(logits)
 
@@ -331,23 +361,6 @@ def test_calibration_figures_are_those_of_direct_formulas(logits: torch.Tensor, 
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert figures["ece"] == pytest.approx(error)
-
-
-def test_certain_and_right_predictions_are_calibrated():
-    labels = torch.tensor([0, 1, 2])
-    certain = torch.full((3, 3), -1e4).scatter(1, labels[:, None], 0.0).double()
-
-    assert calibration_figures(certain, labels) == pytest.approx({"accuracy": 1, "nll": 0, "brier": 0, "ece": 0})
-
-
-def test_ensembles_of_one_member_again_and_again_are_that_member(logits: torch.Tensor, labels: torch.Tensor):
-    copies = logits[:1].expand(5, -1, -1)
-
-    figures = ensemble_figures(copies, labels, copies, labels)
-
-    assert list(figures) == ["1", "2", "4"]
-    assert figures["2"] == pytest.approx(figures["1"], abs=1e-6)
-    assert figures["4"] == pytest.approx(figures["1"], abs=1e-6)
 
 
 def test_the_temperature_of_an_ensemble_is_chosen_on_validation_images():
@@ -375,18 +388,6 @@ def test_the_equivalent_of_a_deep_ensemble_is_interpolated_and_cut():
 
 
 # Intervals
-
-
-def test_the_interval_of_a_mean_of_independent_rows_is_the_normal_one():
-    values = normal(200)
-
-    interval = bootstrap(lambda w: weighted_mean(values, w), torch.arange(200))
-
-    half = 1.96 * values.std().item() / 200**0.5
-    assert interval.value == pytest.approx(values.mean().item(), abs=1e-6)
-    assert interval.low == pytest.approx(interval.value - half, abs=0.25 * half)
-    assert interval.high == pytest.approx(interval.value + half, abs=0.25 * half)
-    assert interval.to_dict() == {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
 def test_intervals_of_correlated_rows_are_wider_if_their_runs_are_resampled():
@@ -495,7 +496,7 @@ def test_a_baseline_draws_vectors_as_its_generator_decides_and_leaves_the_zoo(na
 
 def test_every_baseline_has_a_name_of_its_own_and_no_more_settings_than_a_generator():
     assert len(set(BASELINES)) == len(BASELINES)
-    families = [name.split("@")[0] for name in BASELINES]
+    families = [family_of(name) for name in BASELINES]
     assert max(families.count(family) for family in families) <= 6
     small = [baseline.name for baseline in all_baselines(correlated_zoo()[:10])]
     assert "averages@16" not in small  # there are not so many members
@@ -521,7 +522,7 @@ def test_every_baseline_has_a_name_of_its_own_and_no_more_settings_than_a_genera
         ("averages@4", (1 / 4 * (1 - 3 / 79)) ** 0.5),  # without replacement
     ],
 )
-def test_a_baseline_spreads_as_its_knob_says(name: str, spread: float):
+def test_a_baseline_spreads_as_its_setting_states(name: str, spread: float):
     zoo = correlated_zoo()
 
     samples = baseline_of(zoo, name).sample(zoo, 20_000, seeded_generator())
@@ -551,10 +552,30 @@ def test_noise_is_a_share_of_each_tensors_own_spread():
         assert share.pow(2).mean().sqrt().item() == pytest.approx(0.05, rel=0.05)
 
 
-def test_shrunken_members_lie_between_them_and_their_average():
+@pytest.mark.parametrize("k", [1, 3, 12])
+def test_averages_are_means_of_k_distinct_checkpoints(k: int):
+    zoo = normal(12, 6)
+    # Powers of two show in the sum which checkpoints were taken, and how often.
+    marked = torch.cat([zoo, 2.0 ** torch.arange(12)[:, None]], dim=1)
+
+    samples = averages(marked, 20, seeded_generator(), k=k)
+
+    for sample in samples:
+        taken = [i for i in range(12) if round(k * sample[-1].item()) >> i & 1]
+        assert len(taken) == k
+        torch.testing.assert_close(sample, marked[taken].mean(0))
+
+
+def test_gaussians_have_the_covariance_or_only_the_variances_of_the_zoo():
     zoo = correlated_zoo()
+    expected = torch.cov(zoo.T)
+    scale = expected.diagonal().mean().item()
 
-    samples = baseline_of(zoo, "shrink@0.3").sample(zoo, 10, seeded_generator())
+    full = baseline_of(zoo, "gaussian_full@1").sample(zoo, 100_000, seeded_generator())
+    diagonal = baseline_of(zoo, "gaussian_diagonal@1").sample(zoo, 100_000, seeded_generator())
+    codes = baseline_of(zoo, "gaussian_codes@1").sample(zoo, 1000, seeded_generator())  # all of them
 
-    members = baseline_of(zoo, "retrieval").sample(zoo, 10, seeded_generator())
-    torch.testing.assert_close(samples, zoo.mean(0) + 0.3 * (members - zoo.mean(0)))
+    torch.testing.assert_close(torch.cov(full.T), expected, atol=0.03 * scale, rtol=0)
+    torch.testing.assert_close(torch.cov(diagonal.T), torch.diag(zoo.var(0)), atol=0.03 * scale, rtol=0)
+    same_noise = baseline_of(zoo, "gaussian_full@1").sample(zoo, 1000, seeded_generator())
+    torch.testing.assert_close(codes, same_noise, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,32 @@
+"""The sets of networks that a report compares: how each is called in tables and drawn in figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ShownSet:
+    """One row of a report's table, in the palette of Okabe and Ito; markers differ too."""
+
+    title: str  # in tables
+    label: str  # in figures
+    color: str
+    marker: str
+    baseline: str | None = None  # the one it shows; a line of this color joins all settings of its family in figures
+
+
+SETS = {  # by their keys in metrics.json; the zoo is where shrinking toward the average ends
+    "zoo": ShownSet("zoo (training checkpoints)", "zoo", "#999999", "o", "shrink@1"),
+    "heldout": ShownSet("held-out checkpoints", "held-out", "#000000", "x"),
+    "heldout_branch": ShownSet("held-out checkpoints, another run", "held-out, another run", "#000000", "+"),
+    "average": ShownSet('average of all (the paper\'s "ensemble")', "average of all", "#F0E442", "*", "average"),
+    "averages_16": ShownSet("averages of 16", "averages of 16", "#E69F00", "^", "averages@16"),
+    "gaussian_diagonal": ShownSet("Gaussian, diagonal", "Gaussian, diagonal", "#56B4E9", "s", "gaussian_diagonal@1"),
+    "gaussian_full": ShownSet("Gaussian, full covariance", "Gaussian, full", "#0072B2", "D", "gaussian_full@1"),
+    "gaussian_codes": ShownSet(
+        "Gaussian in the generator's codes", "Gaussian in codes", "#009E73", "v", "gaussian_codes@1"
+    ),
+    "noise": ShownSet("zoo with noise of 5 % of each tensor's spread", "zoo with noise", "#CC79A7", "<", "noise@0.05"),
+    "generated": ShownSet("**generated**", "generated", "#D55E00", "P"),
+}
