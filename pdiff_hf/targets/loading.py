@@ -1,4 +1,4 @@
-"""The class of a saved target network: one of transformers, or one defined in this process."""
+"""Loading saved target networks: classes of transformers, or classes defined in this process."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from transformers import PreTrainedModel
 
 
 class UnknownTargetError(ValueError):
-    """The class of a saved target network is not to be found."""
+    """The class of a saved target network was not found."""
 
 
 def load_target_model(folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
-    """Loads a saved target as the class that its `config.json` names: one of transformers, or one of the user's.
+    """Loads a saved target as the class named in its `config.json`: one of transformers, or one of the user's.
 
-    A class of the user's is found if it has been defined in this process; nothing is imported at a repository's word.
+    A user's class is found if it has been defined in this process; nothing that a repository names is imported.
 
     Args:
-        folder: What `PreTrainedModel.save_pretrained` wrote.
+        folder: Written by `PreTrainedModel.save_pretrained`.
         kwargs: Further arguments of `PreTrainedModel.from_pretrained`.
 
     Raises:
-        UnknownTargetError: If there is no such class; hand such a network over as `target_model=…`.
+        UnknownTargetError: If there is no such class; then pass the network as `target_model=…`.
     """
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     return target_class(config).from_pretrained(folder, **kwargs)
 
 
 def target_class(config: Any) -> type[PreTrainedModel]:
-    """Returns the class of a saved target by the content of its `config.json`; see `load_target_model`.
+    """Returns the class of a saved target, given the content of its `config.json`; see `load_target_model`.
 
     Raises:
-        UnknownTargetError: If there is none.
+        UnknownTargetError: If it was not found.
     """
     values = config if isinstance(config, dict) else {}
     names = values.get("architectures")
@@ -45,7 +45,7 @@ def target_class(config: Any) -> type[PreTrainedModel]:
 
 
 def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:
-    """Returns the class of that name and model type: transformers' own, or one that is defined in this process.
+    """Returns the class with this name and model type: one of transformers, or one defined in this process.
 
     Raises:
         UnknownTargetError: If there is none.
@@ -53,13 +53,13 @@ def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):
         return found
-    for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest of that name, as in a notebook
+    for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest definition wins, as in a notebook
         if model_class.__name__ == name and model_class.config_class.model_type == model_type:
             return model_class
     raise UnknownTargetError(
-        f"The target is a {name} of the type {model_type!r}, which transformers {transformers.__version__} does not "
-        "have and nobody has defined in this process; import the module that defines it, or build the network and "
-        "pass it as target_model=…"
+        f"The target is a {name} of the type {model_type!r}, which is neither in transformers "
+        f"{transformers.__version__} nor defined in this process; import the module that defines it, or build the "
+        "network and pass it as target_model=…"
     )
 
 
@@ -70,17 +70,17 @@ def _subclasses(model_class: type[PreTrainedModel]) -> Iterator[type[PreTrainedM
 
 
 class AnyTransformersModel(type):
-    """Makes `issubclass(…, AnyTargetModel)` true of every transformers model."""
+    """Makes `issubclass(…, AnyTargetModel)` true for every transformers model."""
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         return issubclass(subclass, PreTrainedModel)
 
 
 class AnyTargetModel(PreTrainedModel, metaclass=AnyTransformersModel):
-    """What a pipeline repository names as the class of a target that neither transformers nor this package has.
+    """Stands in `model_index.json` for the class of a target that is in neither transformers nor this package.
 
-    diffusers would name the module in which the user defined the class; then the pipeline could be loaded only where a
-    module of that name has been imported, and from the Hub not at all.
+    diffusers would write the module in which the user defined the class; the pipeline could then be loaded only where
+    that module has been imported, and not at all from the Hub.
     """
 
     @classmethod

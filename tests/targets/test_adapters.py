@@ -177,7 +177,7 @@ def test_saved_target_names_the_base_but_no_folder_of_this_machine(tmp_path):
 
 
 def test_network_without_an_adapter_is_refused(tiny_vit):
-    with pytest.raises(LayoutError, match="ViTForImageClassification has no adapter; pass what"):
+    with pytest.raises(LayoutError, match="ViTForImageClassification has no adapter; pass the result"):
         CheckpointRecorder(tiny_vit, "adapter")
 
 
@@ -198,7 +198,7 @@ def test_two_adapters_are_refused():
     model, _ = adapt("vit-lora")
     model.add_adapter("second", peft.get_peft_config(LORA_VIT.to_dict()))
 
-    with pytest.raises(LayoutError, match=r"has the adapters \['default', 'second'\], but a target has one"):
+    with pytest.raises(LayoutError, match=r"has the adapters \['default', 'second'\], but a target can have only one"):
         CheckpointRecorder(model, "adapter")
 
 

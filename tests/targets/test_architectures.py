@@ -103,5 +103,5 @@ def test_missing_name_is_told_with_both_versions(tiny_vit, tmp_path):
 
 
 def test_missing_name_of_another_network_is_told_as_such(mlp, convnet):
-    with pytest.raises(LayoutError, match=r"absent in this ConvNet.*which is installed: it is another network"):
+    with pytest.raises(LayoutError, match=r"absent in this ConvNet.*the installed transformers .*a different network"):
         make_processor(mlp, "layers.0.*").check_model(convnet)

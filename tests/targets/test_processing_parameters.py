@@ -212,7 +212,7 @@ def test_malformed_layout_is_refused(names):
 
 @pytest.mark.parametrize("shape", [(89,), (91,), (3, 89), (90, 3), ()])
 def test_wrong_length_is_named(processor, shape):
-    with pytest.raises(LayoutError, match=r"has 90 numbers, but the one given has shape"):
+    with pytest.raises(LayoutError, match=r"has 90 numbers, but the given one has shape"):
         processor.unflatten(torch.zeros(shape))
 
 
@@ -255,7 +255,7 @@ def test_non_finite_tensor_is_named(mlp, processor, value):
 
 
 def test_only_one_vector_is_loaded(mlp, processor):
-    with pytest.raises(LayoutError, match=r"One vector is loaded at a time.*\(2, 90\)"):
+    with pytest.raises(LayoutError, match=r"Expected one vector \(D,\).*\(2, 90\)"):
         processor.load_into(mlp, torch.zeros(2, 90))
 
 
