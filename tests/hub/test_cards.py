@@ -208,7 +208,7 @@ def test_a_card_has_no_gap(made: Made, tmp_path: Path, name: str):
     assert card.data.to_dict() == metadata_of(text)
     assert metadata_of(text)["license"] == LICENCE
     assert {"p-diff", "neural-network-diffusion"} <= set(metadata_of(text)["tags"])
-    assert name == "remote code" or re.search(rf"Licence:\s{re.escape(LICENCE)}", card.text)
+    assert name == "remote code" or re.search(rf"Licen[cs]e:\s{re.escape(LICENCE)}", card.text)
     assert GAPS.findall(re.sub(SNIPPET, "", text).replace("trust_remote_code=True", "")) == []
     assert ADDRESSES.findall(text) == ["path/or/id"]
     assert text.endswith("\n")
