@@ -47,12 +47,13 @@ def budget(request, monkeypatch) -> int:
     return request.param
 
 
-def test_logits_are_those_of_plain_forward_passes(target_and_processor, random_vectors, random_images, budget):
+def test_logits_are_those_of_plain_forward_passes(target_and_processor, random_vectors, random_images, budget, caplog):
     model, processor = target_and_processor
     before = copy.deepcopy(model.state_dict())
     parameters, images = random_vectors(model, processor, 3), random_images(model, 4)
 
-    logits = network_logits(model, processor, parameters, images)
+    with caplog.at_level(logging.WARNING, logger="pdiff_hf.targets.inference"):
+        logits = network_logits(model, processor, parameters, images)
     single = network_logits(model, processor, parameters[:1], images[:1])
 
     expected = plain_logits(model, processor, parameters, images)
@@ -61,6 +62,7 @@ def test_logits_are_those_of_plain_forward_passes(target_and_processor, random_v
     assert torch.allclose(single, expected[:1, :1], atol=1e-5)
     assert torch.equal(logits.argmax(-1), expected.argmax(-1))
     assert not torch.allclose(expected[0], expected[1], atol=1e-4)  # else nothing would have been compared
+    assert caplog.text == ""
     assert not model.training
     assert not any(module._forward_hooks for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -133,23 +135,7 @@ def test_model_that_vmap_cannot_trace_is_evaluated_one_by_one(mlp, random_vector
     assert "each of the 6 networks is evaluated by its own forward pass" in caplog.text
 
 
-def test_model_that_vmap_can_trace_warns_of_nothing(tiny_vit, random_vectors, random_images, caplog):
-    processor = make_processor(tiny_vit, "last_norms")
-
-    with caplog.at_level(logging.WARNING, logger="pdiff_hf.targets.inference"):
-        network_logits(tiny_vit, processor, random_vectors(tiny_vit, processor, 2), random_images(tiny_vit, 2))
-
-    assert caplog.text == ""
-
-
-def test_training_mode_is_refused(tiny_resnet, random_images):
-    processor = make_processor(tiny_resnet, "last_norms")
-
-    with pytest.raises(ValueError, match="ResNetForImageClassification is in training mode"):
-        network_logits(tiny_resnet.train(), processor, torch.zeros(2, 64), random_images(tiny_resnet, 2))
-
-
-def test_vectors_that_do_not_fit_are_refused(mlp, random_images):
+def test_vectors_that_do_not_fit_and_training_mode_are_refused(mlp, random_images):
     processor, images = make_processor(mlp, "head"), random_images(mlp, 2)
 
     with pytest.raises(LayoutError, match="has 90 numbers"):
@@ -158,6 +144,8 @@ def test_vectors_that_do_not_fit_are_refused(mlp, random_images):
         network_logits(mlp, processor, torch.zeros(90), images)
     with pytest.raises(NonFiniteParametersError, match=r"classifier\.weight"):
         network_logits(mlp, processor, torch.full((2, 90), torch.nan), images)
+    with pytest.raises(ValueError, match="MLPForImageClassification is in training mode"):
+        network_logits(mlp.train(), processor, torch.zeros(2, 90), images)
 
 
 @pytest.mark.parametrize(
