@@ -1,1 +1,1 @@
-"""Parameter autoencoders and denoisers, each module self-contained."""
+"""Parameter autoencoders and denoisers: each module is complete in itself."""

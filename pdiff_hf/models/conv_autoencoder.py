@@ -23,12 +23,13 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
     `(n, latent_dim)`; the decoder mirrors this. During training Gaussian noise is added to the
     input and to the latent (section 3.3).
 
-    Differences from the published code:
-    - Outside training the BatchNorms use running statistics. The published code leaves them in training mode, so that
-      a decoded network depends on the rest of its batch.
-    - Latents are standardized per dimension before diffusion, which assumes unit variance; the published ones are not.
-    - A tensor without variance is scaled by 1; the published code divides by zero.
-    - The reconstruction target is the clean vector, not the noisy one.
+    What is mended here, against the published code:
+    - Encoding and decoding outside training use running statistics of the BatchNorms. The published code leaves them
+      in training mode, so that a decoded network depends on what else is in its batch.
+    - Latents are standardized per dimension before the denoiser sees them; published ones keep whatever scale they
+      have, while the diffusion assumes unit variance.
+    - A tensor without variance is passed through with scale 1 instead of a division by zero.
+    - The target of the reconstruction is the clean vector, not the noised one.
 
     Args:
         parameter_dim: Length D of a parameter vector.
@@ -129,14 +130,14 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         return (parameters.float() - self.mean) / self.std
 
     def encode_raw(self, standardized: torch.Tensor) -> torch.Tensor:
-        """Encodes standardized vectors `(n, D)` as latents `(n, latent_dim)` that are not standardized."""
+        """Encodes standardized vectors `(n, D)` as latents `(n, latent_dim)` that keep the encoder's own scale."""
         missing = self.padded_dim - standardized.shape[1]
         hidden = nn.functional.pad(standardized, (0, missing))[:, None]  # (n, 1, padded_dim)
         hidden = self.encoder(hidden)  # (n, channels[-1], short_dim)
         return self.to_latent(hidden.flatten(1))  # (n, latent_dim)
 
     def decode_raw(self, raw_latents: torch.Tensor) -> torch.Tensor:
-        """Decodes latents `(n, latent_dim)` that are not standardized as standardized vectors `(n, D)`."""
+        """Decodes latents of the encoder's own scale `(n, latent_dim)` as standardized vectors `(n, D)`."""
         hidden = self.from_latent(raw_latents).unflatten(1, (-1, self.short_dim))  # (n, channels[-1], short_dim)
         return self.decoder(hidden)[:, 0, : self.config.parameter_dim]  # (n, D)
 

@@ -18,15 +18,15 @@ class ParameterDenoiser(ModelMixin, ConfigMixin):
 
     The latent `(n, latent_dim)` is treated as a signal of one channel; eight convolutions of stride 1 widen and narrow
     it, with additive skips between layers of equal width, and the time embedding is added along the latent before
-    each of them. With kernel 7 an output depends on 49 neighboring positions, so latents more than 24 apart are
-    sampled independently given the time. This limit of the published method is kept.
+    each of them. With kernel 7 an output sees 49 neighboring positions: latents further apart than 24 are drawn
+    independently given the time. That limit belongs to the published method and is kept here, as its reference.
 
-    Difference from the published code: outside training the BatchNorms use running statistics, so that a sample does
-    not depend on its batch.
+    What is mended: outside training the BatchNorms use running statistics, so that a sample does not depend on its
+    batch.
 
     Args:
         latent_dim: Length of a latent.
-        channels: Output channels of all convolutions but the last: an odd number of entries, symmetric.
+        channels: Output channels of all convolutions but the last, an odd number that reads the same backwards.
         kernel_size: Odd width of every convolution.
         time_embedding_dim: Length of the sinusoidal time embedding.
     """
@@ -52,11 +52,11 @@ class ParameterDenoiser(ModelMixin, ConfigMixin):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet1DOutput | tuple[torch.Tensor]:
-        """Predicts the noise or the velocity, as the scheduler's `prediction_type` states.
+        """Predicts what the scheduler's `prediction_type` names.
 
         Args:
             sample: Noisy standardized latents `(n, latent_dim)`.
-            timestep: One timestep for all latents, or `(n,)`.
+            timestep: One time for all, or `(n,)`.
             return_dict: `False` for a plain tuple.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))

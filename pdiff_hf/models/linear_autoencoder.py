@@ -17,7 +17,7 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
 
     With the zoo's mean m, its first principal directions V (orthonormal rows) and the standard deviations s of the
     codes along them, `encode(x) = V (x - m) / s` and `decode(z) = m + V^T (s z)`. Over the zoo the latents have mean 0
-    and unit variance, and `decode(0)` is the average network. Statistics stay float32 under any dtype conversion.
+    and unit variance, and `decode(0)` is the average network. Statistics stay float32 under any cast.
 
     Args:
         parameter_dim: Length D of a parameter vector.
@@ -41,7 +41,7 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
 
         Args:
             parameters: The zoo's parameter vectors.
-            latent_dim: Number of codes; by default the fewest that explain `explained_variance` of the zoo's variance.
+            latent_dim: Number of codes; by default the fewest that hold `explained_variance` of the zoo's variance.
             explained_variance: Share of the variance, in (0, 1].
 
         Raises:

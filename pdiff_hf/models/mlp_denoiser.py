@@ -30,9 +30,9 @@ class ResidualBlock(nn.Module):
 class MLPParameterDenoiser(ModelMixin, ConfigMixin):
     """A residual MLP on latents `(n, latent_dim)`, with a per-coordinate linear skip that depends on the time.
 
-    The output layers are initialized to zero. In v-prediction (Salimans & Ho 2022, arXiv 2202.00512) a zero output is
-    the exact denoiser of a standard Gaussian: training starts from a Gaussian fitted to the whitened latents and
-    learns the deviations from it.
+    The output layers start at zero. In v-prediction (Salimans & Ho 2022, arXiv 2202.00512) a zero output is the exact
+    denoiser of a standard Gaussian, which is what whitened latents look like before anything is learned: training
+    starts at the Gaussian in the generator's own codes and learns what departs from it.
 
     Args:
         latent_dim: Length of a latent.
@@ -57,11 +57,11 @@ class MLPParameterDenoiser(ModelMixin, ConfigMixin):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet1DOutput | tuple[torch.Tensor]:
-        """Predicts the noise or the velocity, as the scheduler's `prediction_type` states.
+        """Predicts what the scheduler's `prediction_type` names.
 
         Args:
             sample: Noisy standardized latents `(n, latent_dim)`.
-            timestep: One timestep for all latents, or `(n,)`.
+            timestep: One time for all, or `(n,)`.
             return_dict: `False` for a plain tuple.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
