@@ -1,4 +1,4 @@
-"""Loading saved target networks: classes of transformers, or classes defined in this process."""
+"""The class of a saved target network: one of transformers, or one defined in this process."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from transformers import PreTrainedModel
 
 
 class UnknownTargetError(ValueError):
-    """The class of a saved target network was not found."""
+    """The class of a saved target network is not to be found."""
 
 
 def load_target_model(folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
-    """Loads a saved target as the class named in its `config.json`: one of transformers, or one of the user's.
+    """Loads a saved target as the class that its `config.json` names: one of transformers, or one of the user's.
 
-    A user's class is found if it has been defined in this process; nothing that a repository names is imported.
+    A class of the user's is found if it has been defined in this process; nothing is imported at a repository's word.
 
     Args:
-        folder: Written by `PreTrainedModel.save_pretrained`.
+        folder: What `PreTrainedModel.save_pretrained` wrote.
         kwargs: Further arguments of `PreTrainedModel.from_pretrained`.
 
     Raises:
-        UnknownTargetError: If there is no such class; then pass the network as `target_model=…`.
+        UnknownTargetError: If there is no such class; hand such a network over as `target_model=…`.
     """
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     return target_class(config).from_pretrained(folder, **kwargs)
 
 
 def target_class(config: Any) -> type[PreTrainedModel]:
-    """Returns the class of a saved target, given the content of its `config.json`; see `load_target_model`.
+    """Returns the class of a saved target by the content of its `config.json`; see `load_target_model`.
 
     Raises:
-        UnknownTargetError: If it was not found.
+        UnknownTargetError: If there is none.
     """
     values = config if isinstance(config, dict) else {}
     names = values.get("architectures")
@@ -45,7 +45,7 @@ def target_class(config: Any) -> type[PreTrainedModel]:
 
 
 def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:
-    """Returns the class with this name and model type: one of transformers, or one defined in this process.
+    """Returns the class of that name and model type: transformers' own, or one that is defined in this process.
 
     Raises:
         UnknownTargetError: If there is none.
