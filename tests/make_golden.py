@@ -1,4 +1,4 @@
-"""Makes tests/golden: a tiny pipeline, and what it draws. Run it only if the file format changes on purpose.
+"""Creates tests/golden: a tiny pipeline and its samples. Run it only if the file format changes on purpose.
 
 python tests/make_golden.py
 """
@@ -35,7 +35,7 @@ def images() -> torch.Tensor:
 
 
 def draw(pipe: PDiffPipeline) -> dict[str, torch.Tensor]:
-    """What must stay as it is: parameters of four seeds, and the networks' logits on three images."""
+    """The golden samples: parameters of four seeds, and the logits of these networks on three images."""
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     out = pipe(len(SEEDS), generator=generators)
     return {"parameters": out.parameters, "logits": out.logits(images())}
@@ -55,7 +55,7 @@ def main() -> None:
         seed=[0] * count,
     )
     preprocessing = Preprocessing(image_size=8, mean=(0.3,), std=(0.37,)).to_dict()
-    # Spelled out, so that a better recipe changes nothing here.
+    # All values are explicit, so that changes of a recipe have no effect here.
     recipe = Recipe(
         autoencoder=AutoencoderSettings(type="linear", config={"latent_dim": 8}),
         denoiser=DenoiserSettings(

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands."""
+"""The Python snippets of the README run in order, and its links exist."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from pdiff_hf.zoo.settings import load_images_of, load_target
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch):
+def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch, tiny_recipe):
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(snippets) == 3
     settings = TrajectorySettings(
@@ -25,7 +25,7 @@ def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch):
         num_branches=0,
     )
     images = load_images_of(settings)
-    pipe = fit(collect(images, load_target(settings, images), settings), "fast")
+    pipe = fit(collect(images, load_target(settings, images), settings), tiny_recipe)
     pipe.save_pretrained(tmp_path / "runs/demo/pipeline")  # in place of `make demo`
     monkeypatch.chdir(tmp_path)
 
@@ -40,6 +40,5 @@ def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch):
 def test_files_the_readme_links_to_exist():
     prose = re.sub(r"```.*?```", "", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = re.findall(r"\]\((?!http)([^)#]+)\)", prose)
-    assert links
-    for link in links:
-        assert (README.parent / link).exists(), link
+    assert len(links) > 5
+    assert [link for link in links if not (README.parent / link).exists()] == []

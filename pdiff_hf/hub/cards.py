@@ -17,7 +17,7 @@ from ..folders import shipped_folder, write_text
 
 TAGS = ["p-diff", "neural-network-diffusion", "weight-generation"]
 LICENSE = "apache-2.0"
-# The name under which a card speaks of its repository until it is pushed to one.
+# The name of the repository in a card that has not been pushed.
 NO_ADDRESS = "path/or/id"
 PICTURES = {
     "accuracy_similarity.png": "Score against similarity to the zoo",
@@ -27,7 +27,7 @@ PICTURES = {
     "embedding.png": "Zoo, held-out checkpoints and samples in two dimensions",
 }
 IMAGE_CLASSIFICATION = "image-classification"
-_ADDRESS = re.compile(r"<!-- This card speaks of (\S+) -->")
+_ADDRESS = re.compile(r"<!-- (?:Repository:|This card speaks of) (\S+) -->")  # the latter in earlier cards
 
 
 class Layout(Protocol):

@@ -20,10 +20,10 @@ class AdaptedConfig(PreTrainedConfig):
     """Configuration of `AdaptedModel`.
 
     Args:
-        base_class: Class of the base network.
-        base_config: Its configuration.
-        adapter_config: The configuration of the adapter, as in an `adapter_config.json`.
-        adapter_name: What PEFT calls the adapter.
+        base_class: Class name of the base network.
+        base_config: Configuration of the base network.
+        adapter_config: Configuration of the adapter, as in an `adapter_config.json`.
+        adapter_name: PEFT's name of the adapter.
     """
 
     model_type = "pdiff_adapted"
@@ -35,15 +35,15 @@ class AdaptedConfig(PreTrainedConfig):
 
 
 class AdaptedModel(PreTrainedModel):
-    """A base network with a PEFT adapter (LoRA, IA3, …) as one transformers network, complete in itself.
+    """A base network with a PEFT adapter (LoRA, IA3, …) as one self-contained transformers network.
 
-    PEFT saves an adapter without its base, and transformers does not load a base with an adapter in it. This class
+    PEFT saves an adapter without its base, and transformers cannot load a base with an adapter inside. This class
     saves and loads both together, so that it can be a pipeline's target: the adapter is generated, the base is the
     trunk. `save_adapter` writes the adapter alone.
 
     Args:
-        config: What base, what adapter.
-        peft_model: A `peft.PeftModel` to be wrapped as it stands; by default a new one is built.
+        config: The base and the adapter.
+        peft_model: An existing `peft.PeftModel` to wrap; by default a new one is built from `config`.
 
     Raises:
         ImportError: If peft is not installed.
@@ -58,18 +58,18 @@ class AdaptedModel(PreTrainedModel):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Leaves base and adapter as they are: each has initialized its own tensors."""
+        """Does nothing: base and adapter have initialized their own tensors."""
 
     @classmethod
     def wrap(cls, peft_model: Any) -> AdaptedModel:
-        """Wraps what `peft.get_peft_model` or `PeftModel.from_pretrained` returned; tensors are shared, not copied.
+        """Wraps the result of `peft.get_peft_model` or `PeftModel.from_pretrained`; tensors are shared, not copied.
 
         Raises:
-            LayoutError: If it has more than one adapter.
+            LayoutError: If the network has more than one adapter.
         """
         if len(peft_model.peft_config) > 1:
             raise LayoutError(
-                f"This network has the adapters {list(peft_model.peft_config)}, but a target has one; "
+                f"This network has the adapters {list(peft_model.peft_config)}, but a target can have only one; "
                 "remove the others with delete_adapter."
             )
         name = peft_model.active_adapter
@@ -79,7 +79,7 @@ class AdaptedModel(PreTrainedModel):
             for key, value in peft_model.peft_config[name].to_dict().items()
         }
         if Path(str(adapter["base_model_name_or_path"] or "")).exists():
-            adapter["base_model_name_or_path"] = None  # a folder of this machine means nothing elsewhere
+            adapter["base_model_name_or_path"] = None  # a local path is meaningless on other machines
         config = AdaptedConfig(
             base_class=type(base).__name__,
             base_config={key: value for key, value in base.config.to_dict().items() if key != "_name_or_path"},
@@ -91,53 +91,50 @@ class AdaptedModel(PreTrainedModel):
         return cls(config, peft_model).train(peft_model.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes what the base network takes and returns what it returns."""
+        """Has the arguments and the output of the base network."""
         return self.peft_model(*args, **kwargs)
 
     def adapter_tensors(self) -> list[str]:
-        """Returns the names of the adapter's tensors, and of what PEFT trains beside it (a head)."""
+        """Returns the names of the adapter's tensors and of the modules that PEFT trains with it (a head)."""
         part = f".{self.config.adapter_name}"
         return [name for name, _ in self.named_parameters() if f"{part}." in name or name.endswith(part)]
 
     def save_adapter(self, folder: str | os.PathLike) -> None:
-        """Writes the adapter alone, for `PeftModel.from_pretrained(base, folder)`.
-
-        That is `adapter_config.json` and `adapter_model.safetensors`.
-        """
+        """Writes `adapter_config.json` and its safetensors file, for `PeftModel.from_pretrained(base, folder)`."""
         folder, name = Path(folder), self.config.adapter_name
         self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink()  # an empty form
-        if name != "default":  # PEFT puts it into a folder of that name
+        (folder / "README.md").unlink()  # PEFT's empty template
+        if name != "default":  # PEFT writes it into a subfolder of that name
             for file in (folder / name).iterdir():
                 file.replace(folder / file.name)
             (folder / name).rmdir()
 
 
 def as_target(model: nn.Module) -> PreTrainedModel:
-    """Returns a network that a pipeline can hold: what PEFT made wrapped, everything else as it is.
+    """Returns a network that a pipeline can hold: a PEFT model wrapped, any other network unchanged.
 
     Raises:
         LayoutError: If the network cannot be saved with its adapter.
     """
     if getattr(model, "_hf_peft_config_loaded", False):
         raise LayoutError(
-            f"The adapter of this {type(model).__name__} was put in by its own add_adapter, with which transformers "
-            "saves no base; put it in with peft.get_peft_model."
+            f"The adapter of this {type(model).__name__} was added by its own add_adapter, after which transformers "
+            "does not save the base; add it with peft.get_peft_model."
         )
     return AdaptedModel.wrap(model) if hasattr(model, "get_base_model") else cast(PreTrainedModel, model)
 
 
 def _build(config: AdaptedConfig) -> Any:
     if not is_peft_available():
-        raise ImportError("This target has an adapter, which needs peft: pip install 'pdiff-hf[peft]'.")
-    # Not by a statement: of exported code, diffusers demands that whatever it imports is installed.
+        raise ImportError("This target has an adapter, which requires peft: pip install 'pdiff-hf[peft]'.")
+    # No import statement: diffusers requires all packages that exported code imports to be installed.
     peft: Any = importlib.import_module("peft")
     base_values = dict(config.base_config or {})
     base_class = find_model_class(config.base_class, base_values.get("model_type"))
     base = base_class(base_class.config_class.from_dict(base_values))
     adapter_config = peft.get_peft_config(dict(config.adapter_config or {}))
     if getattr(adapter_config, "prompt_tuning_init", None) == "TEXT":
-        # Its text went into the weights when it was made; PEFT would fetch the tokenizer, and its code, once more.
+        # The text is already in the weights; PEFT would download the tokenizer and its code again.
         adapter_config.prompt_tuning_init = "RANDOM"
-    base.name_or_path = adapter_config.base_model_name_or_path or ""  # where PEFT takes it from
+    base.name_or_path = adapter_config.base_model_name_or_path or ""  # PEFT copies it into its configuration
     return peft.get_peft_model(base, adapter_config, adapter_name=config.adapter_name, autocast_adapter_dtype=False)

@@ -43,14 +43,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def architecture_config(name: str) -> dict[str, Any]:
-    """Returns the values of an architecture's configuration, `model_type` among them.
+    """Returns the configuration of an architecture as a dictionary, including `model_type`.
 
     Raises:
-        ValueError: If there is no such architecture.
+        ValueError: If the name is unknown.
     """
     if name not in ARCHITECTURES:
         raise ValueError(
-            f"There is no architecture {name!r}; these are known: {', '.join(ARCHITECTURES)}. "
-            "--model_type and --model_config build any other."
+            f"There is no architecture {name!r}; the known ones are {', '.join(ARCHITECTURES)}. "
+            "Use --model_type and --model_config for any other."
         )
     return dict(ARCHITECTURES[name])

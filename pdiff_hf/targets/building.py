@@ -1,4 +1,4 @@
-"""Networks built from parameter vectors over one shared trunk."""
+"""Networks built from parameter vectors, with one shared trunk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ def build_network(
 ) -> PreTrainedModel:
     """Returns a network with the generated tensors of `vector`, `(D,)`, in the target's dtype and in eval mode.
 
-    With `share_trunk` the network owns `Parameter` objects of its own over the trunk's storage, which do not require
-    grad: moving, casting, training or stepping it never changes another network. Buffers are always copied. Without
-    it, every tensor is copied and trainable.
+    With `share_trunk` the trunk's `Parameter` objects are new, but use the storage of the target's, and do not require
+    grad: moving, casting, training or stepping the network never changes another one. Without it, every tensor is
+    copied and trainable. Buffers are always copied.
+
+    Raises:
+        LayoutError: If the vector or the target does not fit the layout.
+        NonFiniteParametersError: If a value is NaN or infinite.
     """
     processor.check(vector)
     processor.check_model(target_model)

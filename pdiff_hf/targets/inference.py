@@ -1,4 +1,4 @@
-"""Logits of many parameter vectors at once, with whatever does not depend on them (the trunk) computed once."""
+"""Logits of many parameter vectors at once; the trunk, which does not depend on them, is computed once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from .task import task_of
 
 logger = logging.get_logger(__name__)
 
-# Bytes that the generated layers' activations of one batch may take. Small enough for a processor's cache to help;
-# a larger budget was not faster.
+# Bytes of the generated layers' activations in one batch: small enough for the CPU cache; more was not faster.
 ACTIVATION_BUDGET = 32 * 2**20
-# The same of a single image, before the networks are evaluated in several chunks.
+# The same for a single image; above it the networks are evaluated in several chunks.
 ONE_IMAGE_BUDGET = 512 * 2**20
 MAX_BATCH_SIZE = 256
+
+Evaluate = Callable[[dict[str, torch.Tensor], Inputs], torch.Tensor]
 
 
 @torch.no_grad()
@@ -39,22 +40,22 @@ def network_logits(
 ) -> torch.Tensor:
     """Returns the logits of n networks on the same examples, `(n, images, classes)` float32.
 
-    The networks are evaluated together by `torch.vmap`, which computes once what no generated tensor reaches; batches
-    are chosen so that the rest fits `ACTIVATION_BUDGET`. Generated convolution weights would turn every convolution
-    into a grouped one, which is slower than one network after the other: there, and for models that `vmap` cannot
-    trace, plain forward passes are made (the latter case says so).
+    The networks are evaluated together by `torch.vmap`, which computes once everything before the first generated
+    tensor; the batch size is chosen so that the rest fits `ACTIVATION_BUDGET`. If convolution weights are generated,
+    `vmap` would use grouped convolutions, which are slower than one forward pass per network; these networks, and
+    models that `vmap` cannot trace (with a warning), are evaluated one by one.
 
     Args:
-        target_model: The network with the trunk, in eval mode; it is not changed.
+        target_model: The network that has the trunk, in eval mode; it is not changed.
         processor: The layout of `parameters`.
         parameters: `(n, D)` float32.
-        inputs: Images `(images, channels, height, width)`, or a mapping of tensors that are passed by name, such as
-            what a tokenizer returns; each with one row per example.
+        inputs: Images `(images, channels, height, width)`, or a mapping of tensors that are passed by name, such as a
+            tokenizer's output; each with one row per example.
         progress: Show a progress bar over the images.
 
     Raises:
         LayoutError, NonFiniteParametersError: If `parameters` do not fit the layout.
-        BatchError: If the inputs are no tensors, or tensors of different lengths.
+        BatchError: If the inputs are not tensors, or differ in length.
         ValueError: If the model is in training mode.
     """
     batches = iter_logits(target_model, processor, parameters, inputs, progress)
@@ -96,76 +97,90 @@ def iter_logits(
     """Yields logits `(n, batch, classes)` of consecutive batches; see `network_logits`."""
     processor.check(parameters)
     if parameters.ndim != 2:
-        raise ValueError(f"Expected vectors (n, D), but the ones given have shape {tuple(parameters.shape)}.")
+        raise ValueError(f"Expected vectors (n, D), but the given ones have shape {tuple(parameters.shape)}.")
     if target_model.training:
         raise ValueError(f"{type(target_model).__name__} is in training mode; call .eval() on it first.")
     reference = next(target_model.parameters())
-    tensors = processor.unflatten(parameters.to(reference.device, reference.dtype))
+    tensors = processor.unflatten(parameters.to(reference.device, reference.dtype))  # each (n, *shape)
     count, inputs = count_inputs(inputs), move_inputs(inputs, reference)
-    one = take_inputs(inputs, slice(1))
-
-    def logits_of(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
-        with PlainArithmetic():
-            return functional_call(target_model, generated, *call_with(batch)).logits
-
-    def one_after_the_other(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
-        each = range(len(parameters))
-        return torch.stack([logits_of({name: t[i] for name, t in generated.items()}, batch) for i in each])
-
-    evaluate = one_after_the_other
-    batch_size, chunk_size = MAX_BATCH_SIZE, None
-    if not any(len(shape) > 2 for shape in processor.shapes):
-        together = torch.vmap(logits_of, in_dims=(0, None), randomness="error")
-        try:
-            first_two = {name: tensor[:2] for name, tensor in tensors.items()}
-            together(first_two, one)
-        except RuntimeError as error:
-            logger.warning(
-                f"{type(target_model).__name__} cannot be evaluated by vmap ({error}); each of the "
-                f"{len(parameters)} networks makes a forward pass of its own."
-            )
-        else:
-            one_pair = 4 * _generated_activations(target_model, processor, one)  # bytes
-            pairs = ACTIVATION_BUDGET // one_pair
-            if pairs < len(parameters):  # several chunks of networks would each compute the trunk anew
-                pairs = min(len(parameters), ONE_IMAGE_BUDGET // one_pair)
-            chunk_size = max(1, min(len(parameters), pairs))
-            batch_size = max(1, min(MAX_BATCH_SIZE, pairs // chunk_size))
-            evaluate = torch.vmap(logits_of, in_dims=(0, None), chunk_size=chunk_size)
-
+    evaluate, batch_size = _plan_evaluation(target_model, processor, tensors, take_inputs(inputs, slice(1)))
     starts = range(0, max(count, 1), batch_size)
     for start in tqdm(starts, desc=f"evaluating {len(parameters)} networks", disable=not progress):
         yield evaluate(tensors, take_inputs(inputs, slice(start, start + batch_size)))
 
 
-class PlainArithmetic(TorchFunctionMode):
-    """Computes two layers as the plain arithmetic they are in evaluation mode, which is faster for many networks.
+def _plan_evaluation(
+    target_model: PreTrainedModel, processor: ParameterProcessor, tensors: dict[str, torch.Tensor], one: Inputs
+) -> tuple[Evaluate, int]:
+    """Returns the fastest function from tensors and a batch to logits `(n, batch, classes)`, and its batch size.
 
-    A convolution of a 1x1 map, as the last stages of networks for small images have them, is a matrix product: all of
-    the kernel but its middle meets padding. A BatchNorm is one multiplication and one addition per channel.
+    Args:
+        target_model: The network that has the trunk.
+        processor: The layout.
+        tensors: The generated tensors of all networks, each `(n, *shape)`.
+        one: A single example, for a trial run.
+    """
+    n = len(next(iter(tensors.values())))
+
+    def logits_of(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
+        with PlainArithmetic():
+            return functional_call(target_model, generated, *call_with(batch)).logits
+
+    def one_by_one(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
+        return torch.stack([logits_of({name: t[i] for name, t in generated.items()}, batch) for i in range(n)])
+
+    # 1. Networks with generated convolution weights (more than two dimensions) are evaluated one by one.
+    if any(len(shape) > 2 for shape in processor.shapes):
+        return one_by_one, MAX_BATCH_SIZE
+    # 2. So must be a model that vmap cannot trace; a trial with two networks and one example finds out.
+    try:
+        torch.vmap(logits_of, in_dims=(0, None), randomness="error")({k: t[:2] for k, t in tensors.items()}, one)
+    except RuntimeError as error:
+        logger.warning(
+            f"{type(target_model).__name__} cannot be evaluated by vmap ({error}); each of the {n} networks is "
+            "evaluated by its own forward pass."
+        )
+        return one_by_one, MAX_BATCH_SIZE
+    # 3. As many (network, example) pairs at once as the budget allows. Chunks of networks each compute the trunk
+    #    again, so all networks stay together on one example as long as ONE_IMAGE_BUDGET allows.
+    pair_bytes = 4 * _generated_activations(target_model, processor, one)
+    pairs = ACTIVATION_BUDGET // pair_bytes
+    if pairs < n:
+        pairs = min(n, ONE_IMAGE_BUDGET // pair_bytes)
+    chunk_size = max(1, min(n, pairs))
+    evaluate = torch.vmap(logits_of, in_dims=(0, None), chunk_size=chunk_size)
+    return evaluate, max(1, min(MAX_BATCH_SIZE, pairs // chunk_size))
+
+
+class PlainArithmetic(TorchFunctionMode):
+    """Replaces two layers by the arithmetic they amount to in eval mode, which is faster for many networks.
+
+    A convolution of a 1x1 map (the last stages of networks for small images) is a matrix product with the kernel's
+    center, because the rest of the kernel covers padding. A BatchNorm is one multiplication and one addition per
+    channel.
     """
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.conv2d and not kwargs and len(args) == 7:
-            images, weight, bias, _, padding, dilation, groups = args
-            middle = tuple(size // 2 for size in weight.shape[2:])
-            if images.shape[2:] == (1, 1) and padding == middle and dilation == (1, 1) and groups == 1:
-                return functional.linear(images[..., 0, 0], weight[:, :, middle[0], middle[1]], bias)[..., None, None]
+            x, weight, bias, _, padding, dilation, groups = args  # x: (batch, channels, height, width)
+            center = tuple(size // 2 for size in weight.shape[2:])
+            if x.shape[2:] == (1, 1) and padding == center and dilation == (1, 1) and groups == 1:
+                return functional.linear(x[..., 0, 0], weight[:, :, center[0], center[1]], bias)[..., None, None]
         if func is functional.batch_norm and kwargs and not kwargs["training"]:
-            maps, mean, variance = args
+            x, mean, variance = args  # x: (batch, channels, ...)
             scale = (variance + kwargs["eps"]).rsqrt()
             if kwargs["weight"] is not None:
                 scale = scale * kwargs["weight"]
             shift = -mean * scale if kwargs["bias"] is None else kwargs["bias"] - mean * scale
-            shape = (-1,) + (1,) * (maps.ndim - 2)
-            return torch.addcmul(shift.view(shape), maps, scale.view(shape))
+            shape = (-1,) + (1,) * (x.ndim - 2)
+            return torch.addcmul(shift.view(shape), x, scale.view(shape))
         return func(*args, **(kwargs or {}))
 
 
 def _generated_activations(model: nn.Module, processor: ParameterProcessor, one: Inputs) -> int:
-    """Returns the most numbers any module puts out for one example, from the first generated tensor on."""
+    """Returns the size of the largest module output for one example, from the first generated tensor on."""
     owners = {name.rpartition(".")[0] for name in processor.names}
     largest, reached = 1, False
 

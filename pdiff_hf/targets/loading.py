@@ -53,13 +53,13 @@ def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):
         return found
-    for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest of that name, as in a notebook
+    for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest definition wins, as in a notebook
         if model_class.__name__ == name and model_class.config_class.model_type == model_type:
             return model_class
     raise UnknownTargetError(
-        f"The target is a {name} of the type {model_type!r}, which transformers {transformers.__version__} does not "
-        "have and nobody has defined in this process; import the module that defines it, or build the network and "
-        "pass it as target_model=…"
+        f"The target is a {name} of the type {model_type!r}, which is neither in transformers "
+        f"{transformers.__version__} nor defined in this process; import the module that defines it, or build the "
+        "network and pass it as target_model=…"
     )
 
 
@@ -70,17 +70,17 @@ def _subclasses(model_class: type[PreTrainedModel]) -> Iterator[type[PreTrainedM
 
 
 class AnyTransformersModel(type):
-    """Makes `issubclass(…, AnyTargetModel)` true of every transformers model."""
+    """Makes `issubclass(…, AnyTargetModel)` true for every transformers model."""
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         return issubclass(subclass, PreTrainedModel)
 
 
 class AnyTargetModel(PreTrainedModel, metaclass=AnyTransformersModel):
-    """What a pipeline repository names as the class of a target that neither transformers nor this package has.
+    """Stands in `model_index.json` for the class of a target that is in neither transformers nor this package.
 
-    diffusers would name the module in which the user defined the class; then the pipeline could be loaded only where a
-    module of that name has been imported, and from the Hub not at all.
+    diffusers would write the module in which the user defined the class; the pipeline could then be loaded only where
+    that module has been imported, and not at all from the Hub.
     """
 
     @classmethod

@@ -33,13 +33,13 @@ class ConvNetConfig(PreTrainedConfig):
     """Configuration of `ConvNetForImageClassification`.
 
     Args:
-        num_channels: Channels of the input; any image size of at least `2 ** len(hidden_sizes)` works.
+        num_channels: Channels of the input; the image size must be at least `2 ** len(hidden_sizes)`.
         hidden_sizes: Channels of each block.
-        normalization: `"batch"`, or `"layer"` over all channels and positions of an image. The latter keeps no running
-            statistics, so that whole networks with it can be trained and drawn independently of each other.
+        normalization: `"batch"`, or `"layer"` over all channels and positions of an image. The latter has no running
+            statistics, so that whole networks can be trained and drawn independently of each other.
 
     Raises:
-        ValueError: If there is no such normalization.
+        ValueError: If the normalization is neither.
     """
 
     model_type = "pdiff_convnet"
@@ -50,12 +50,12 @@ class ConvNetConfig(PreTrainedConfig):
 
 
 class SmallClassifier(PreTrainedModel):
-    """What the two small networks share: `pixel_values` in, logits out, and a loss if labels are given."""
+    """Base class of the two small networks: `pixel_values` in, logits out, and a loss if labels are given."""
 
     main_input_name = "pixel_values"
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The library's default, N(0, 0.02), is made for transformers; a ReLU network without one trains badly from it.
+        # The default of the library, N(0, 0.02), suits transformers; ReLU networks train badly from it.
         super()._init_weights(module)
         if isinstance(module, nn.Linear | nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")

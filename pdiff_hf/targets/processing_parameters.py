@@ -15,24 +15,24 @@ from torch import nn
 
 
 class LayoutError(ValueError):
-    """Names, shapes, dtypes or lengths do not fit the layout."""
+    """Names, shapes, dtypes or lengths do not match the layout."""
 
 
 class NonFiniteParametersError(ValueError):
-    """A parameter vector holds NaN or infinity."""
+    """A parameter vector contains NaN or infinity."""
 
 
 class ParameterProcessor(ConfigMixin, PushToHubMixin):
-    """The layout of a target network's parameter subset, a JSON-only component of a pipeline.
+    """The layout of a target network's parameter subset; as a pipeline component it is a single JSON file.
 
-    Vectors are float32 and hold the tensors one after another in the order of the target's `state_dict()`, each
-    flattened in row-major order; D is the sum of their sizes.
+    A vector is float32 and concatenates the tensors in the order of the target's `state_dict()`, each flattened in
+    row-major order; D is the sum of their sizes.
 
     Args:
-        names: Resolved names of the generated tensors, as in `state_dict()`.
+        names: Names of the generated tensors, as in `state_dict()`.
         shapes: The shape of each.
         dtypes: The dtype of each in the target, for example `"float32"`.
-        transformers_version: The version under which the names were resolved.
+        transformers_version: The version with which the names were resolved.
 
     Raises:
         LayoutError: If the three lists differ in length, are empty, or a name occurs twice.
@@ -50,12 +50,12 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
     ) -> None:
         if not names or not len(names) == len(shapes) == len(dtypes) or len(set(names)) != len(names):
             raise LayoutError(
-                f"A layout needs one shape and one dtype for each of at least one distinct name, but there are "
+                f"A layout needs at least one distinct name, with a shape and a dtype for each, but there are "
                 f"{len(names)} names ({len(set(names))} distinct), {len(shapes)} shapes and {len(dtypes)} dtypes."
             )
         sizes = [size for shape in shapes for size in shape]
         if not all(isinstance(size, int) and size >= 0 for size in sizes):
-            raise LayoutError(f"The shapes of a layout are whole numbers, but these are {list(shapes)[:4]}.")
+            raise LayoutError(f"The shapes of a layout must be non-negative integers, but are {list(shapes)[:4]}.")
         self.names = list(names)
         self.shapes = [tuple(shape) for shape in shapes]
         self.sizes = [math.prod(shape) for shape in self.shapes]
@@ -65,11 +65,11 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
     def from_model(cls, model: nn.Module, patterns: str | Sequence[str]) -> ParameterProcessor:
         """Resolves fnmatch patterns on `model.state_dict()` names into a layout.
 
-        Only trainable floating-point tensors count: buffers such as the running statistics of a BatchNorm are never
+        Only floating-point parameters can match: buffers such as the running statistics of a BatchNorm are never
         part of a vector. Presets are lists of patterns, see `pdiff_hf.targets.subsets.subset_patterns`.
 
         Raises:
-            LayoutError: If a pattern matches none of them.
+            LayoutError: If a pattern matches none, or there are no patterns.
         """
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
@@ -77,11 +77,11 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
             if not any(fnmatchcase(name, pattern) for name in parameters):
                 raise LayoutError(
                     f"The pattern {pattern!r} matches none of the {len(parameters)} parameters of "
-                    f"{type(model).__name__}; they are called {_some(parameters)}."
+                    f"{type(model).__name__}, whose names are {_some(parameters)}."
                 )
         names = [n for n in model.state_dict() if n in parameters and any(fnmatchcase(n, p) for p in patterns)]
         if not names:
-            raise LayoutError(f"No patterns were given for {type(model).__name__}; '*' takes every parameter.")
+            raise LayoutError(f"No patterns were given for {type(model).__name__}; use '*' for every parameter.")
         return cls(
             names=names,
             shapes=[list(parameters[name].shape) for name in names],
@@ -90,7 +90,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         )
 
     def flatten(self, state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the subset of a state dict as one vector, `(D,)` float32, on the tensors' device.
+        """Returns the subset of a state dict as one vector `(D,)` float32, on the tensors' device.
 
         Raises:
             LayoutError: If a name is missing, or a shape or dtype differs from the layout.
@@ -99,8 +99,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         for name, shape, dtype in zip(self.names, self.shapes, self.config.dtypes, strict=True):
             if name not in state_dict:
                 raise LayoutError(
-                    f"The state dict lacks {name!r}, which the layout names; it has {_some(state_dict)}. "
-                    f"{self._versions()}"
+                    f"The state dict lacks {name!r} of the layout; it has {_some(state_dict)}. {self._versions()}"
                 )
             tensor = state_dict[name]
             if tuple(tensor.shape) != shape or str(tensor.dtype) != f"torch.{dtype}":
@@ -120,7 +119,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         """
         if vector.ndim == 0 or vector.shape[-1] != self.parameter_dim:
             raise LayoutError(
-                f"A parameter vector of this layout has {self.parameter_dim} numbers, but the one given has shape "
+                f"A parameter vector of this layout has {self.parameter_dim} numbers, but the given one has shape "
                 f"{tuple(vector.shape)}."
             )
         pieces = vector.split(self.sizes, dim=-1)
@@ -128,25 +127,25 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         return {n: piece.reshape(*leading, *s) for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)}
 
     def load_into(self, model: nn.Module, vector: torch.Tensor) -> None:
-        """Copies one vector `(D,)` into the model's own tensors, in place and in their dtype.
+        """Copies one vector `(D,)` into the model's tensors, in place and in their dtype.
 
         Raises:
-            LayoutError: If the length is wrong, or the model has no such tensor of that shape.
+            LayoutError: If the length is wrong, or the model lacks a tensor of that name and shape.
             NonFiniteParametersError: If a value is NaN or infinite.
         """
         self.check(vector)
         if vector.ndim != 1:
-            raise LayoutError(f"One vector is loaded at a time, but the one given has shape {tuple(vector.shape)}.")
+            raise LayoutError(f"Expected one vector (D,), but the given one has shape {tuple(vector.shape)}.")
         self.check_model(model)
         with torch.no_grad():
             for name, tensor in self.unflatten(vector).items():
                 model.get_parameter(name).copy_(tensor)
 
     def check_model(self, model: nn.Module) -> None:
-        """Raises a sentence unless the model has the tensors of the layout.
+        """Checks that the model has the tensors of the layout.
 
         Raises:
-            LayoutError: If one is absent or of another shape.
+            LayoutError: If one is absent or has another shape.
         """
         parameters = dict(model.named_parameters())
         for name, shape in zip(self.names, self.shapes, strict=True):
@@ -163,14 +162,14 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
     def _versions(self) -> str:
         stored, installed = self.config.transformers_version, transformers.__version__
         if stored == installed:
-            return f"Names were resolved with transformers {stored}, which is installed: it is another network."
+            return f"Names were resolved with the installed transformers {stored}, so this is a different network."
         return (
-            f"Names were resolved with transformers {stored}, but {installed} is installed, which may have renamed "
+            f"Names were resolved with transformers {stored}, but {installed} is installed and may have renamed "
             f"them: install transformers=={stored}."
         )
 
     def check(self, parameters: torch.Tensor) -> None:
-        """Raises a sentence unless `parameters`, `(D,)` or `(n, D)`, fits the layout and is finite.
+        """Checks that `parameters`, `(D,)` or `(n, D)`, fits the layout and is finite.
 
         Raises:
             LayoutError: If the last dimension is not D.
@@ -185,7 +184,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: object) -> None:
-        """Writes `processor_config.json` into a folder."""
+        """Writes `processor_config.json` to a folder."""
         self.save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod

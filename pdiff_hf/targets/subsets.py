@@ -1,4 +1,4 @@
-"""Parameter subsets: presets and patterns that name the generated tensors of a model."""
+"""Parameter subsets: presets and patterns for the generated tensors of a model."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .processing_parameters import LayoutError, ParameterProcessor
 
 
 def subset_patterns(model: nn.Module, subset: str | Sequence[str]) -> list[str]:
-    """Returns the `state_dict()` patterns of a subset: presets are expanded, patterns passed on.
+    """Returns the `state_dict()` patterns of a subset: presets are expanded, patterns are returned unchanged.
 
-    The presets are read from the order of the model's modules and know no architecture:
-    `last_norms` is the last two normalization layers (the paper's main setting: 2,048 numbers of a ResNet-18, 5,120
-    of a ResNet-50, 768 of a ViT-Tiny, 3,072 of a ConvNeXt-Tiny), `head` the last linear layer, `full` everything.
-    `adapter` is what PEFT trains of an `AdaptedModel`.
+    Presets depend only on the order of the model's modules, not on its architecture: `last_norms` is the last two
+    normalization layers (the paper's main setting: 2,048 numbers for ResNet-18, 5,120 for ResNet-50, 768 for ViT-Tiny,
+    3,072 for ConvNeXt-Tiny), `head` the last linear layer, `full` everything, and `adapter` the tensors of an
+    `AdaptedModel` that PEFT trains.
 
     Raises:
-        LayoutError: If the model lacks the layers that a preset asks for.
+        LayoutError: If the model lacks the layers of a preset.
     """
     patterns: list[str] = []
     for name in [subset] if isinstance(subset, str) else subset:
@@ -31,7 +31,7 @@ def subset_patterns(model: nn.Module, subset: str | Sequence[str]) -> list[str]:
             tensors: Any = getattr(model, "adapter_tensors", None)
             if tensors is None:
                 raise LayoutError(
-                    f"{type(model).__name__} has no adapter; pass what peft.get_peft_model returns to a "
+                    f"{type(model).__name__} has no adapter; pass the result of peft.get_peft_model to a "
                     "CheckpointRecorder, or AdaptedModel.wrap of it to make_processor."
                 )
             patterns += tensors()
@@ -60,6 +60,6 @@ def _last_modules(model: nn.Module, wanted: Callable[[nn.Module], bool], count: 
     if len(names) < count:
         raise LayoutError(
             f"{type(model).__name__} has {len(names)} of the {count} {what} that this preset generates; "
-            "name the tensors by patterns instead."
+            "select the tensors by patterns instead."
         )
     return names[-count:]

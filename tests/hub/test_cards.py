@@ -53,7 +53,7 @@ LICENCE = "apache-2.0"
 GAPS = re.compile(r"\bNone\b|\bnan\b|\bNaN\b|\binf\b|\{\{|\{%|Undefined|\bTrue\b|\bFalse\b|<[a-z_.]+ object at")
 BLOCK = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
-ADDRESSES = re.compile(r"<!-- This card speaks of (\S+) -->")
+ADDRESSES = re.compile(r"<!-- Repository: (\S+) -->")
 
 
 @dataclass
@@ -404,7 +404,7 @@ def card_and_ids(draw: st.DrawFn) -> tuple[str, str, str]:
     second, other = draw(REPO_ID | near), draw(REPO_ID | near)
     text = (
         f"---\ndatasets:\n- {other}\nbase_model: org/other\nmodel-index:\n- name: path/or/id\n---\n"
-        "<!-- This card speaks of path/or/id -->\n\n"
+        "<!-- Repository: path/or/id -->\n\n"
         '```python\npipe = PDiffPipeline.from_pretrained("path/or/id")\n```\n\n'
         f"`pdiff-hf audit path/or/id`, see https://huggingface.co/path/or/id, made from [{other}]"
         f"(https://huggingface.co/datasets/{other}). (https://huggingface.co/models?other=base_model:path/or/id). "
@@ -423,6 +423,8 @@ def test_a_card_moves_as_often_as_one_likes(case: tuple[str, str, str]):
     assert readdress(moved, second) == readdress(text, second)
     assert readdress(moved, "path/or/id") == text
     assert ADDRESSES.findall(moved) == [first]
+    earlier = text.replace("Repository:", "This card speaks of")
+    assert readdress(earlier, first).replace("This card speaks of", "Repository:") == moved
 
 
 @given(card_and_ids())

@@ -1,4 +1,4 @@
-"""What `PDiffPipeline` promises whoever draws networks from it."""
+"""`PDiffPipeline`: outputs, randomness, arguments, saving, schedulers and the drawn networks."""
 
 from __future__ import annotations
 
@@ -74,43 +74,27 @@ def resnet_pipeline(tiny_resnet: PreTrainedModel, random_vectors: Callable, tiny
 # Outputs
 
 
-def test_dict_output_holds_models_over_its_parameters(tiny_pipeline: PDiffPipeline):
-    out = tiny_pipeline(3, generator=generators(0, 1, 2))
-
-    assert out.parameters.shape == (3, tiny_pipeline.processor.parameter_dim)
-    assert out.parameters.dtype == torch.float32
-    assert out.latents is None
-    drawn = tiny_pipeline.processor.flatten(out.models[1].state_dict())
-    assert torch.equal(drawn, out.parameters[1])
-
-
-def test_tuple_output_holds_the_fields_that_are_set(tiny_pipeline: PDiffPipeline):
+def test_output_types_are_views_of_the_same_samples(tiny_pipeline: PDiffPipeline):
+    model, pt, array, latent = (
+        tiny_pipeline(2, generator=generators(0, 1), output_type=output_type)
+        for output_type in ("model", "pt", "np", "latent")
+    )
     parameters, models = tiny_pipeline(2, generator=generators(0, 1), return_dict=False)
 
-    out = tiny_pipeline(2, generator=generators(0, 1))
-    assert torch.equal(parameters, out.parameters)
-    assert len(models) == len(out.models) == 2
+    assert model.parameters.shape == (2, tiny_pipeline.processor.parameter_dim)
+    assert model.parameters.dtype == torch.float32
+    assert torch.equal(tiny_pipeline.processor.flatten(model.models[1].state_dict()), model.parameters[1])
+    assert torch.equal(parameters, model.parameters)
+    assert len(models) == len(model.models) == 2
+    assert torch.equal(pt.parameters, model.parameters)
+    assert isinstance(array.parameters, np.ndarray)
+    assert array.parameters.dtype == np.float32
+    assert np.array_equal(array.parameters, model.parameters.numpy())
+    assert torch.equal(tiny_pipeline.autoencoder.decode(latent.latents).sample, model.parameters)
+    assert model.latents is pt.models is latent.parameters is None
 
 
-def test_output_types_are_views_of_the_same_samples(tiny_pipeline: PDiffPipeline):
-    by_type = {
-        output_type: tiny_pipeline(2, generator=generators(0, 1), output_type=output_type)
-        for output_type in ("model", "pt", "np", "latent")
-    }
-
-    expected = by_type["model"].parameters
-    assert torch.equal(by_type["pt"].parameters, expected)
-    assert by_type["pt"].models is None
-    assert isinstance(by_type["np"].parameters, np.ndarray)
-    assert by_type["np"].parameters.dtype == np.float32
-    assert np.array_equal(by_type["np"].parameters, expected.numpy())
-    assert by_type["latent"].parameters is None
-    assert by_type["latent"].latents.shape == (2, tiny_pipeline.denoiser.config.latent_dim)
-    decoded = tiny_pipeline.autoencoder.decode(by_type["latent"].latents).sample
-    assert torch.equal(decoded, expected)
-
-
-def test_output_without_networks_says_how_to_get_them(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+def test_output_without_networks_names_the_output_type(tiny_pipeline: PDiffPipeline, tmp_path: Path):
     out = tiny_pipeline(1, output_type="pt")
 
     with pytest.raises(ValueError, match="output_type='model'"):
@@ -119,13 +103,13 @@ def test_output_without_networks_says_how_to_get_them(tiny_pipeline: PDiffPipeli
         out.save_pretrained(tmp_path / "drawn")
 
 
+# Randomness
+
+
 def test_one_seed_draws_the_same_networks_again_and_another_seed_others(tiny_pipeline: PDiffPipeline):
     assert torch.equal(parameters_of(tiny_pipeline, 0, 1), parameters_of(tiny_pipeline, 0, 1))
     first, second = parameters_of(tiny_pipeline, 0, 1)
     assert not torch.allclose(first, second)
-
-
-# Randomness
 
 
 @pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "DDPMScheduler"])
@@ -169,20 +153,15 @@ def test_given_latents_take_the_place_of_noise_and_are_not_written_to(tiny_pipel
     assert torch.equal(latents, before)
 
 
-def test_temperature_zero_gives_the_decoded_origin(tiny_pipeline: PDiffPipeline):
-    parameters = tiny_pipeline(3, temperature=0, output_type="pt").parameters
-
-    origin = tiny_pipeline.autoencoder.decode(torch.zeros(3, tiny_pipeline.denoiser.config.latent_dim)).sample
-    assert torch.equal(parameters, origin)
-    average = tiny_pipeline.processor.flatten(tiny_pipeline.target_model.state_dict())
-    torch.testing.assert_close(parameters[0], average)
-
-
-def test_temperature_scales_the_final_latents(tiny_pipeline: PDiffPipeline):
+def test_temperature_scales_the_final_latents_and_zero_gives_the_average(tiny_pipeline: PDiffPipeline):
     whole = tiny_pipeline(2, generator=generators(0, 1), output_type="latent").latents
     half = tiny_pipeline(2, generator=generators(0, 1), output_type="latent", temperature=0.5).latents
+    parameters = tiny_pipeline(2, temperature=0, output_type="pt").parameters
 
     torch.testing.assert_close(half, 0.5 * whole)
+    assert torch.equal(parameters, tiny_pipeline.autoencoder.decode(torch.zeros_like(whole)).sample)
+    average = tiny_pipeline.processor.flatten(tiny_pipeline.target_model.state_dict())
+    torch.testing.assert_close(parameters[0], average)
 
 
 # Wrong inputs
@@ -215,27 +194,17 @@ def test_a_wrong_argument_is_refused_in_one_sentence(tiny_pipeline: PDiffPipelin
 # Callbacks
 
 
-def test_the_callback_is_called_after_every_step(tiny_pipeline: PDiffPipeline):
+def test_a_callback_sees_and_replaces_the_latents_of_every_step(tiny_pipeline: PDiffPipeline):
     calls: list[tuple[int, int, tuple[int, ...]]] = []
 
     def callback(pipe: PDiffPipeline, step: int, timestep: torch.Tensor, inputs: dict) -> dict:
         calls.append((step, int(timestep), tuple(inputs["latents"].shape)))
-        return inputs
-
-    tiny_pipeline(2, num_inference_steps=5, callback_on_step_end=callback)
-
-    assert [step for step, _, _ in calls] == list(range(5))
-    assert [timestep for _, timestep, _ in calls] == tiny_pipeline.scheduler.timesteps.tolist()
-    assert {shape for _, _, shape in calls} == {(2, 4)}
-    assert tiny_pipeline.num_timesteps == 5
-
-
-def test_a_callback_can_replace_the_latents(tiny_pipeline: PDiffPipeline):
-    def callback(pipe: PDiffPipeline, step: int, timestep: torch.Tensor, inputs: dict) -> dict:
         return {"latents": torch.full_like(inputs["latents"], 0.25)} if step == 4 else {}
 
     latents = tiny_pipeline(2, num_inference_steps=5, output_type="latent", callback_on_step_end=callback).latents
 
+    assert calls == [(i, t, (2, 4)) for i, t in enumerate(tiny_pipeline.scheduler.timesteps.tolist())]
+    assert len(calls) == tiny_pipeline.num_timesteps == 5
     assert torch.equal(latents, torch.full((2, 4), 0.25))
 
 
@@ -244,8 +213,7 @@ def test_a_callback_can_interrupt(tiny_pipeline: PDiffPipeline):
 
     def callback(pipe: PDiffPipeline, step: int, timestep: torch.Tensor, inputs: dict) -> dict:
         seen.append(inputs["latents"])
-        if step == 1:
-            pipe._interrupt = True
+        pipe._interrupt = step == 1
         return inputs
 
     latents = tiny_pipeline(1, num_inference_steps=6, output_type="latent", callback_on_step_end=callback).latents
@@ -360,22 +328,15 @@ def test_generated_parameters_stay_float32_in_a_bfloat16_pipeline(
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_can_be_swapped_in(tiny_pipeline: PDiffPipeline, scheduler: str):
+def test_every_scheduler_can_be_swapped_in_and_keeps_the_spread(tiny_pipeline: PDiffPipeline, scheduler: str):
     tiny_pipeline.scheduler = getattr(diffusers, scheduler).from_config(tiny_pipeline.scheduler.config)
+    first, second = parameters_of(tiny_pipeline, 0, 1)
+    assert first.isfinite().all()
+    assert not torch.allclose(first, second)
 
-    parameters = parameters_of(tiny_pipeline, 0, 1)
-
-    assert torch.isfinite(parameters).all()
-    assert not torch.allclose(parameters[0], parameters[1])
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_keeps_the_spread_of_an_exact_gaussian(tiny_pipeline: PDiffPipeline, scheduler: str):
-    # An untrained denoiser puts out zeros: in v-prediction the exact denoiser of a standard Gaussian.
+    # An untrained denoiser outputs zeros: in v-prediction the exact denoiser of a standard Gaussian.
     tiny_pipeline.denoiser = MLPParameterDenoiser(latent_dim=4, width=8, num_blocks=1)
-    tiny_pipeline.scheduler = getattr(diffusers, scheduler).from_config(tiny_pipeline.scheduler.config)
-
-    latents = tiny_pipeline(4000, num_inference_steps=200, generator=generators(0)[0], output_type="latent").latents
+    latents = tiny_pipeline(2000, num_inference_steps=100, generator=generators(0)[0], output_type="latent").latents
 
     assert 0.95 < latents.std().item() < 1.05
     assert abs(latents.mean().item()) < 0.05
@@ -406,7 +367,7 @@ def test_the_shipped_sampler_keeps_the_spread_of_an_exact_gaussian(tiny_pipeline
     tiny_pipeline.denoiser = ExactGaussianDenoiser(4, scheduler)
 
     latents = tiny_pipeline(
-        2000, num_inference_steps=num_inference_steps, generator=generators(1)[0], output_type="latent"
+        1000, num_inference_steps=num_inference_steps, generator=generators(1)[0], output_type="latent"
     ).latents
 
     assert 0.95 < latents.std().item() < 1.05
@@ -442,35 +403,34 @@ def test_drawn_networks_are_a_sequence(tiny_pipeline: PDiffPipeline):
             out.models[index]
 
 
-def test_drawn_networks_are_built_when_they_are_asked_for(tiny_pipeline: PDiffPipeline):
+def test_drawn_networks_are_built_on_access_over_one_trunk(tiny_pipeline: PDiffPipeline):
     out = tiny_pipeline(2, generator=generators(0, 1))
 
-    first, again = out.models[0], out.models[0]
+    first, again, copy = out.models[0], out.models[0], out.models.build(0, share_trunk=False)
 
     assert first is not again
-    trunk = first.layers[0].weight
-    assert trunk.data_ptr() == again.layers[0].weight.data_ptr()  # one memory for all trunks
-    assert trunk.data_ptr() == tiny_pipeline.target_model.layers[0].weight.data_ptr()
-    assert not trunk.requires_grad
-    assert first.classifier.weight.requires_grad
+    trunk = tiny_pipeline.target_model.layers[0].weight
+    assert first.layers[0].weight.data_ptr() == again.layers[0].weight.data_ptr() == trunk.data_ptr()
     assert first.classifier.weight.data_ptr() != again.classifier.weight.data_ptr()
+    assert not first.layers[0].weight.requires_grad
+    assert copy.layers[0].weight.data_ptr() != trunk.data_ptr()
+    assert copy.layers[0].weight.requires_grad
+    assert torch.equal(copy.classifier.weight, first.classifier.weight)
 
 
-def test_an_independent_copy_shares_nothing_and_trains(resnet_pipeline: PDiffPipeline):
+def test_training_a_drawn_network_changes_no_other(resnet_pipeline: PDiffPipeline, random_images: Callable):
     out = resnet_pipeline(2, generator=generators(0, 1))
+    one, parameters = out.models[0], out.parameters.clone()
+    before = [snapshot(network) for network in (*out.models, resnet_pipeline.target_model)]
 
-    network = out.models.build(1, share_trunk=False)
+    optimizer = torch.optim.SGD(one.train().parameters(), lr=1.0)
+    one(random_images(resnet_pipeline.target_model, 4)).logits.square().sum().backward()
+    optimizer.step()
 
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    theirs = {t.data_ptr() for t in resnet_pipeline.target_model.state_dict().values()}
-    assert not theirs & {t.data_ptr() for t in network.state_dict().values()}
-    assert not network.training
-    before, drawn = snapshot(resnet_pipeline.target_model), snapshot(out.models[1])
-    with torch.no_grad():
-        for tensor in network.state_dict().values():
-            tensor.zero_()
-    assert_unchanged(resnet_pipeline.target_model, before)
-    assert_unchanged(out.models[1], drawn)
+    assert not torch.equal(resnet_pipeline.processor.flatten(one.state_dict()), parameters[0])
+    assert torch.equal(out.parameters, parameters)
+    for network, tensors in zip((*out.models, resnet_pipeline.target_model), before, strict=True):
+        assert_unchanged(network, tensors)
 
 
 def test_joint_logits_equal_the_forward_of_each_network(
@@ -483,54 +443,8 @@ def test_joint_logits_equal_the_forward_of_each_network(
         logits = out.logits(images)
 
         assert logits.shape == (3, 6, pipe.target_model.config.num_labels)
-        for network, expected in zip(out.models, logits, strict=True):
-            torch.testing.assert_close(network(images).logits, expected, atol=1e-5, rtol=1e-5)
-
-
-def move(network: PreTrainedModel, images: torch.Tensor) -> None:
-    network.to("meta")
-
-
-def cast(network: PreTrainedModel, images: torch.Tensor) -> None:
-    network.to(torch.bfloat16)(images.bfloat16())
-
-
-def train_mode(network: PreTrainedModel, images: torch.Tensor) -> None:
-    network.train()(images)  # BatchNorm updates its running statistics
-
-
-def optimizer_step(network: PreTrainedModel, images: torch.Tensor) -> None:
-    network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-    network(images).logits.square().sum().backward()
-    optimizer.step()
-
-
-def unfreeze(network: PreTrainedModel, images: torch.Tensor) -> None:
-    network.requires_grad_(True)
-
-
-@pytest.mark.parametrize("act", [move, cast, train_mode, optimizer_step, unfreeze])
-def test_what_is_done_to_one_drawn_network_is_not_done_to_another(
-    resnet_pipeline: PDiffPipeline, random_images: Callable, act: Callable
-):
-    images = random_images(resnet_pipeline.target_model, 4)
-    out = resnet_pipeline(2, generator=generators(0, 1))
-    one, other, parameters = out.models[0], out.models[1], out.parameters.clone()
-    untouched = [other, resnet_pipeline.target_model]
-    before = [snapshot(model) for model in untouched]
-    grads = [[p.requires_grad for p in model.parameters()] for model in untouched]
-    one_before = snapshot(one)
-
-    act(one, images)
-
-    for model, tensors, required in zip(untouched, before, grads, strict=True):
-        assert_unchanged(model, tensors)
-        assert not any(module.training for module in model.modules())
-        assert [p.requires_grad for p in model.parameters()] == required
-        assert all(p.grad is None for p in model.parameters())
-    assert torch.equal(out.parameters, parameters)
-    assert_unchanged(out.models[0], one_before)
+        expected = torch.stack([network(images).logits for network in out.models])
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_saved_networks_load_in_plain_transformers(
@@ -567,23 +481,17 @@ def test_provenance_of_one_generator_numbers_the_networks(tiny_pipeline: PDiffPi
 # More networks than fit in memory
 
 
-def test_iter_gives_all_networks_and_a_last_smaller_batch(tiny_pipeline: PDiffPipeline):
-    outputs = list(tiny_pipeline.iter(7, batch_size=3, generator=torch.Generator().manual_seed(0)))
+def test_iter_draws_all_networks_in_batches(tiny_pipeline: PDiffPipeline):
+    one = list(tiny_pipeline.iter(7, batch_size=3, generator=torch.Generator().manual_seed(0)))
+    listed = list(tiny_pipeline.iter(5, batch_size=2, generator=generators(0, 1, 2, 3, 4), output_type="pt"))
 
-    assert [len(out.models) for out in outputs] == [3, 3, 1]
-    vectors = torch.cat([out.parameters for out in outputs])
-    assert len(vectors.unique(dim=0)) == 7
-
-
-def test_iter_with_a_list_of_generators_equals_one_call(tiny_pipeline: PDiffPipeline):
-    outputs = tiny_pipeline.iter(5, batch_size=2, generator=generators(0, 1, 2, 3, 4), output_type="pt")
-
-    vectors = torch.cat([out.parameters for out in outputs])
-
+    assert [len(out.models) for out in one] == [3, 3, 1]
+    assert len(torch.cat([out.parameters for out in one]).unique(dim=0)) == 7
+    vectors = torch.cat([out.parameters for out in listed])
     torch.testing.assert_close(vectors, parameters_of(tiny_pipeline, 0, 1, 2, 3, 4), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_iter_refuses_a_list_of_generators_of_another_length(tiny_pipeline: PDiffPipeline, count: int):
-    with pytest.raises(ValueError, match=f"{count} generators were given for 3 networks"):
-        list(tiny_pipeline.iter(3, batch_size=2, generator=generators(*range(count))))
+def test_iter_refuses_a_list_of_generators_of_another_length(tiny_pipeline: PDiffPipeline):
+    for count in (2, 4):
+        with pytest.raises(ValueError, match=f"{count} generators were given for 3 networks"):
+            list(tiny_pipeline.iter(3, batch_size=2, generator=generators(*range(count))))

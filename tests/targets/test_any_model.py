@@ -1,9 +1,8 @@
-"""A network of a class that the package has never seen goes the whole way with patterns alone."""
+"""Networks of classes that the package does not know work with patterns alone."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,15 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pdiff_hf import CheckpointRecorder, Checkpoints, PDiffPipeline, build_network, fit, load_checkpoints
+from pdiff_hf import (
+    CheckpointRecorder,
+    Checkpoints,
+    PDiffPipeline,
+    PDiffPipelineOutput,
+    build_network,
+    fit,
+    load_checkpoints,
+)
 from pdiff_hf.loops import seeded
 from pdiff_hf.targets.loading import UnknownTargetError
 
@@ -75,67 +82,65 @@ def record(model: PreTrainedModel) -> Checkpoints:
     return recorder.checkpoints()
 
 
-def test_unknown_class_goes_the_whole_way(tiny_recipe, tmp_path):
-    model, batch = build_table(), rows(6)
+@pytest.fixture
+def pipe(tiny_recipe) -> PDiffPipeline:
+    return fit(record(build_table()), tiny_recipe)
 
-    record(model).save(tmp_path / "zoo")
+
+def draw(pipe: PDiffPipeline) -> PDiffPipelineOutput:
+    return pipe(4, generator=torch.Generator().manual_seed(0))
+
+
+def test_unknown_class_works_end_to_end(tiny_recipe, tmp_path):
+    record(build_table()).save(tmp_path / "zoo")
     checkpoints = load_checkpoints(tmp_path / "zoo", target_model=build_table())
     pipe = fit(checkpoints, tiny_recipe)
-    pipe.save_pretrained(tmp_path / "pipeline")
-    loaded = PDiffPipeline.from_pretrained(tmp_path / "pipeline")
-    out, expected = (p(4, generator=torch.Generator().manual_seed(0)) for p in (loaded, pipe))
+    pipe.save_pretrained(tmp_path / "first")
+    loaded = PDiffPipeline.from_pretrained(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "again")
+    out, expected = draw(loaded), draw(pipe)
+    out.save_pretrained(tmp_path / "drawn")
 
     assert type(loaded.target_model) is TableClassifier
     assert checkpoints.processor.parameter_dim == 12 * 12 + 12 + 12 * 3 + 3
-    assert torch.equal(out.parameters, expected.parameters)
-    logits = out.logits(batch)
-    with torch.no_grad():
-        plain = torch.stack([network(**batch).logits for network in out.models])
-    assert logits.shape == (4, 6, 3)
-    assert torch.allclose(logits, plain, atol=1e-5)
-    assert torch.equal(logits, expected.logits(batch))
-
-
-def forget_class(folder: Path) -> None:
-    """Leaves a saved target as it looks to a process that has not defined its class."""
-    config = folder / "target_model" / "config.json"
-    config.write_text(config.read_text().replace("TableClassifier", "ElsewhereClassifier"))
-
-
-def test_target_is_handed_over_where_its_class_is_not_to_be_found(tiny_recipe, tmp_path):
-    pipe = fit(record(build_table()), tiny_recipe)
-    pipe.save_pretrained(tmp_path)
-    forget_class(tmp_path)
-
-    with pytest.raises(UnknownTargetError, match=r"is a ElsewhereClassifier of the type 'test_table'.*target_model="):
-        PDiffPipeline.from_pretrained(tmp_path)
-    loaded = PDiffPipeline.from_pretrained(tmp_path, target_model=pipe.target_model)
-
-    assert loaded(2).logits(rows(3)).shape == (2, 3, 3)
-
-
-def test_pipeline_names_no_module_of_the_users(tiny_recipe, tmp_path):
-    pipe = fit(record(build_table()), tiny_recipe)
-
-    for folder in (tmp_path / "first", tmp_path / "again"):
-        pipe.save_pretrained(folder)
-        index = json.loads((folder / "model_index.json").read_text())
+    for folder in ("first", "again"):  # no module of the user's
+        index = json.loads((tmp_path / folder / "model_index.json").read_text())
         assert index["target_model"] == ["pdiff_hf", "AnyTargetModel"]
-        pipe = PDiffPipeline.from_pretrained(folder)
+    assert torch.equal(out.parameters, expected.parameters)
+    batch = rows(6)
+    logits = out.logits(batch)
+    assert logits.shape == (4, 6, 3)
+    assert torch.equal(logits, expected.logits(batch))
+    for i, network in enumerate(out.models):
+        saved = TableClassifier.from_pretrained(tmp_path / "drawn" / f"{i:05d}")
+        assert torch.equal(saved(**batch).logits, network(**batch).logits)
+        assert torch.allclose(network(**batch).logits, logits[i], atol=1e-5)
 
 
-def test_unknown_class_goes_over_the_hub(tiny_recipe, hub, repo_id, empty_cache):
-    checkpoints = record(build_table())
-    pipe = fit(checkpoints, tiny_recipe)
+def test_class_that_is_not_found_is_named_and_the_network_can_be_given(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    record(build_table()).save(tmp_path / "zoo")
+    for folder in ("pipeline", "zoo"):  # as for a process in which the class is not defined
+        config = tmp_path / folder / "target_model" / "config.json"
+        config.write_text(config.read_text().replace("TableClassifier", "ElsewhereClassifier"))
 
-    checkpoints.push_to_hub(f"{repo_id}-zoo", token="hf_alice")
+    for load, folder in ((PDiffPipeline.from_pretrained, "pipeline"), (load_checkpoints, "zoo")):
+        with pytest.raises(
+            UnknownTargetError, match=r"is a ElsewhereClassifier of the type 'test_table'.*target_model="
+        ):
+            load(tmp_path / folder)
+        assert load(tmp_path / folder, target_model=pipe.target_model).target_model is pipe.target_model
+
+
+def test_unknown_class_is_shared_on_the_hub(pipe, hub, repo_id, empty_cache):
+    record(build_table()).push_to_hub(f"{repo_id}-zoo", token="hf_alice")
     pipe.push_to_hub(repo_id, token="hf_alice")
+
     zoo = load_checkpoints(f"{repo_id}-zoo", token="hf_alice", cache_dir=empty_cache)
     loaded = PDiffPipeline.from_pretrained(repo_id, token="hf_alice", cache_dir=empty_cache)
-    out, expected = (p(2, generator=torch.Generator().manual_seed(0)) for p in (loaded, pipe))
 
     assert type(zoo.target_model) is type(loaded.target_model) is TableClassifier
-    assert torch.equal(out.logits(rows(3)), expected.logits(rows(3)))
+    assert torch.equal(draw(loaded).logits(rows(3)), draw(pipe).logits(rows(3)))
 
 
 def test_class_defined_twice_is_the_latest(tmp_path):
@@ -150,15 +155,6 @@ def test_class_defined_twice_is_the_latest(tmp_path):
     second = define()
 
     assert type(load_checkpoints(tmp_path).target_model) is second
-
-
-def test_drawn_networks_of_an_unknown_class_are_saved_and_loaded_by_it(tiny_recipe, tmp_path):
-    out = fit(record(build_table()), tiny_recipe)(2)
-
-    out.save_pretrained(tmp_path / "drawn")
-    loaded = TableClassifier.from_pretrained(tmp_path / "drawn" / "00001")
-
-    assert torch.equal(loaded(**rows(3)).logits, out.models[1](**rows(3)).logits)
 
 
 def test_target_of_another_task_is_loaded_as_the_class_it_was_saved_as(tmp_path):
@@ -176,11 +172,3 @@ def test_target_of_another_task_is_loaded_as_the_class_it_was_saved_as(tmp_path)
     ids = torch.arange(6).view(2, 3)
     assert type(loaded) is BertForSequenceClassification
     assert torch.equal(loaded(ids).logits, average(ids).logits)
-
-
-def test_target_that_is_not_to_be_found_is_named_in_a_sentence(tmp_path):
-    record(build_table()).save(tmp_path)
-    forget_class(tmp_path)
-
-    with pytest.raises(UnknownTargetError, match=r"is a ElsewhereClassifier of the type 'test_table'.*target_model="):
-        load_checkpoints(tmp_path)

@@ -1,4 +1,4 @@
-"""Each family of the paper goes the whole way: collect, fit, draw, evaluate, save, load."""
+"""Each family of the paper end to end: collect, fit, draw, evaluate, save, load."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from pdiff_hf.data.images import ImageSplit
 from pdiff_hf.evaluation import evaluate
 from pdiff_hf.zoo.settings import load_target
 
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "patch_size": 4}
 FAMILIES = {
-    "resnet18": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "resnet50": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]},
-    "vit-tiny": {**VIT, "num_attention_heads": 2},
-    "vit-base": {**VIT, "num_attention_heads": 4, "num_hidden_layers": 3},
+    "vit-tiny": {"hidden_size": 15, "num_hidden_layers": 2, "intermediate_size": 32, "patch_size": 4},
     "convnext-tiny": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "patch_size": 2},
-    "convnext-base": {"num_stages": 2, "hidden_sizes": [12, 24], "depths": [1, 2], "patch_size": 2},
 }
 
 
@@ -35,7 +31,7 @@ def few_digits() -> ImageData:
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_family_goes_the_whole_way(architecture, few_digits, tiny_recipe, tmp_path):
+def test_family_works_end_to_end(architecture, few_digits, tiny_recipe, tmp_path):
     settings = TrajectorySettings(
         image_size=16,
         architecture=architecture,

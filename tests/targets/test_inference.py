@@ -26,7 +26,7 @@ from pdiff_hf.targets.inference import PlainArithmetic
 
 
 class BranchingMLP(MLPForImageClassification):
-    """A network that asks for the value of a generated tensor, which `vmap` cannot tell."""
+    """A network that branches on the value of a generated tensor, which `vmap` cannot trace."""
 
     def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         logits = super().compute_logits(pixel_values)
@@ -40,34 +40,45 @@ def plain_logits(
     return torch.stack([build_network(model, processor, vector)(images).logits for vector in parameters])
 
 
-@pytest.mark.parametrize("budget", [2**25, 2**14, 1], ids=["one batch", "several batches", "one pair at a time"])
-def test_logits_are_those_of_plain_forward_passes(
-    target_and_processor, random_vectors, random_images, monkeypatch, budget
-):
-    model, processor = target_and_processor
-    parameters, images = random_vectors(model, processor, 5), random_images(model, 7)
-    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
-    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", budget)
+@pytest.fixture(params=[2**25, 1], ids=["all pairs at once", "one pair at a time"])
+def budget(request, monkeypatch) -> int:
+    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", request.param)
+    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", request.param)
+    return request.param
 
-    logits = network_logits(model, processor, parameters, images)
+
+def test_logits_are_those_of_plain_forward_passes(target_and_processor, random_vectors, random_images, budget, caplog):
+    model, processor = target_and_processor
+    before = copy.deepcopy(model.state_dict())
+    parameters, images = random_vectors(model, processor, 3), random_images(model, 4)
+
+    with caplog.at_level(logging.WARNING, logger="pdiff_hf.targets.inference"):
+        logits = network_logits(model, processor, parameters, images)
+    single = network_logits(model, processor, parameters[:1], images[:1])
 
     expected = plain_logits(model, processor, parameters, images)
-    assert logits.shape == (5, 7, model.config.num_labels)
+    assert logits.shape == (3, 4, model.config.num_labels)
     assert torch.allclose(logits, expected, atol=1e-5)
+    assert torch.allclose(single, expected[:1, :1], atol=1e-5)
     assert torch.equal(logits.argmax(-1), expected.argmax(-1))
     assert not torch.allclose(expected[0], expected[1], atol=1e-4)  # else nothing would have been compared
+    assert caplog.text == ""
+    assert not model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("budget", [2**25, 2**12])
-def test_a_small_budget_makes_small_batches(mlp, random_vectors, random_images, monkeypatch, budget):
+def test_a_small_budget_makes_small_batches(mlp, random_vectors, random_images, monkeypatch):
     processor = make_processor(mlp, "head")
-    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
-    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", budget)
+    parameters, images = random_vectors(mlp, processor, 5), random_images(mlp, 50)
 
-    batches = list(inference.iter_logits(mlp, processor, random_vectors(mlp, processor, 5), random_images(mlp, 50)))
+    (whole,) = inference.iter_logits(mlp, processor, parameters, images)
+    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", 2**12)
+    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", 2**12)
+    batches = list(inference.iter_logits(mlp, processor, parameters, images))
 
-    assert sum(batch.shape[1] for batch in batches) == 50
-    assert (len(batches) > 1) == (budget == 2**12)
+    assert len(batches) > 1
+    assert torch.allclose(torch.cat(batches, dim=1), whole, atol=1e-5)
 
 
 def test_many_images_are_cut_into_batches(tiny_resnet, random_vectors, random_images, monkeypatch):
@@ -83,22 +94,10 @@ def test_many_images_are_cut_into_batches(tiny_resnet, random_vectors, random_im
         assert torch.allclose(torch.cat(batches, dim=1), expected, atol=1e-5)
 
 
-def test_one_network_and_one_image_are_enough(target_and_processor, random_vectors, random_images):
-    model, processor = target_and_processor
-    parameters, images = random_vectors(model, processor, 1), random_images(model, 1)
-
-    logits = network_logits(model, processor, parameters, images)
-
-    assert torch.allclose(logits, plain_logits(model, processor, parameters, images), atol=1e-5)
-
-
-@pytest.mark.parametrize("budget", [2**25, 2**12])
-def test_predictions_and_losses_are_those_computed_by_hand(mlp, random_vectors, random_images, monkeypatch, budget):
+def test_predictions_and_losses_are_those_computed_by_hand(mlp, random_vectors, random_images, budget):
     processor = make_processor(mlp, "head")
     parameters, images = random_vectors(mlp, processor, 4), random_images(mlp, 30)
     labels = torch.arange(30) % 10
-    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
-    monkeypatch.setattr(inference, "ONE_IMAGE_BUDGET", budget)
 
     predicted, loss = network_predictions(mlp, processor, parameters, images, labels)
 
@@ -119,7 +118,7 @@ def test_half_precision_target_gives_float32_logits(mlp, random_vectors, random_
     assert torch.allclose(logits, expected, rtol=0.05, atol=0.05)
 
 
-def test_model_that_vmap_cannot_trace_is_evaluated_all_the_same(mlp, random_vectors, random_images, caplog):
+def test_model_that_vmap_cannot_trace_is_evaluated_one_by_one(mlp, random_vectors, random_images, caplog):
     with seeded(0):
         model = BranchingMLP(mlp.config).eval()
     processor = make_processor(model, "head")
@@ -133,39 +132,10 @@ def test_model_that_vmap_cannot_trace_is_evaluated_all_the_same(mlp, random_vect
     assert not bool(positive.all())
     assert torch.allclose(logits, plain_logits(model, processor, parameters, images), atol=1e-5)
     assert "BranchingMLP cannot be evaluated by vmap" in caplog.text
-    assert "each of the 6 networks makes a forward pass of its own" in caplog.text
+    assert "each of the 6 networks is evaluated by its own forward pass" in caplog.text
 
 
-def test_model_that_vmap_can_trace_warns_of_nothing(tiny_vit, random_vectors, random_images, caplog):
-    processor = make_processor(tiny_vit, "last_norms")
-
-    with caplog.at_level(logging.WARNING, logger="pdiff_hf.targets.inference"):
-        network_logits(tiny_vit, processor, random_vectors(tiny_vit, processor, 2), random_images(tiny_vit, 2))
-
-    assert caplog.text == ""
-
-
-def test_target_is_left_as_it_was(target_and_processor, random_vectors, random_images):
-    model, processor = target_and_processor
-    before = copy.deepcopy(model.state_dict())
-    parameters, images = random_vectors(model, processor, 3), random_images(model, 4)
-
-    network_predictions(model, processor, parameters, images, torch.zeros(4, dtype=torch.long))
-
-    assert not model.training
-    assert not any(module._forward_hooks for module in model.modules())
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name])
-
-
-def test_training_mode_is_refused(tiny_resnet, random_images):
-    processor = make_processor(tiny_resnet, "last_norms")
-
-    with pytest.raises(ValueError, match="ResNetForImageClassification is in training mode"):
-        network_logits(tiny_resnet.train(), processor, torch.zeros(2, 64), random_images(tiny_resnet, 2))
-
-
-def test_vectors_that_do_not_fit_are_refused(mlp, random_images):
+def test_vectors_that_do_not_fit_and_training_mode_are_refused(mlp, random_images):
     processor, images = make_processor(mlp, "head"), random_images(mlp, 2)
 
     with pytest.raises(LayoutError, match="has 90 numbers"):
@@ -174,6 +144,8 @@ def test_vectors_that_do_not_fit_are_refused(mlp, random_images):
         network_logits(mlp, processor, torch.zeros(90), images)
     with pytest.raises(NonFiniteParametersError, match=r"classifier\.weight"):
         network_logits(mlp, processor, torch.full((2, 90), torch.nan), images)
+    with pytest.raises(ValueError, match="MLPForImageClassification is in training mode"):
+        network_logits(mlp.train(), processor, torch.zeros(2, 90), images)
 
 
 @pytest.mark.parametrize(

@@ -43,97 +43,76 @@ def assert_unchanged(before: list[dict[str, torch.Tensor]], *models: PreTrainedM
             assert torch.equal(tensor, state_dict[name]), name
 
 
-def test_drawn_network_holds_its_vector_and_the_targets_rest(target_and_processor, random_vectors):
-    model, processor = target_and_processor
-    vector = random_vectors(model, processor, 1)[0]
-    expected = copy.deepcopy(model)
-    processor.load_into(expected, vector)
-
-    network = build_network(model.train(), processor, vector)
-
-    assert type(network) is type(model)
-    assert not network.training
-    assert_unchanged(snapshot(expected), network)
-
-
-def test_networks_share_the_trunks_memory_but_no_parameter_object(two_networks):
+def test_drawn_network_has_its_vector_and_shares_the_trunk(two_networks, random_vectors):
     model, processor, first, second = two_networks
-    shared = dict(model.named_parameters())
-    others = dict(second.named_parameters())
+    expected = copy.deepcopy(model)
+    processor.load_into(expected, random_vectors(model, processor, 2)[0])
 
-    for name, parameter in first.named_parameters():
-        same_memory = parameter.data_ptr() == shared[name].data_ptr() == others[name].data_ptr()
-        assert same_memory == (name not in processor.names)
-        assert parameter is not shared[name]
-        assert parameter is not others[name]
-
-
-def test_only_generated_tensors_require_grad(two_networks):
-    _, processor, first, _ = two_networks
-
+    assert type(first) is type(model)
+    assert_unchanged(snapshot(expected), first)
     assert {name for name, p in first.named_parameters() if p.requires_grad} == set(processor.names)
-
-
-def test_drawing_keeps_the_targets_requires_grad(target_and_processor):
-    model, processor = target_and_processor
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-
-    build_network(model, processor, torch.zeros(processor.parameter_dim))
-
-    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
-
-
-def test_buffers_are_copied(two_networks):
-    model, _, first, second = two_networks
-
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, parameter in first.named_parameters():
+        shared, other = model.get_parameter(name), second.get_parameter(name)
+        assert (parameter.data_ptr() == shared.data_ptr() == other.data_ptr()) == (name not in processor.names)
+        assert parameter is not shared
+        assert parameter is not other
     for name, buffer in first.named_buffers():
-        pointers = {buffer.data_ptr(), model.get_buffer(name).data_ptr(), second.get_buffer(name).data_ptr()}
-        assert len(pointers) == 3
+        assert len({b.data_ptr() for b in (buffer, model.get_buffer(name), second.get_buffer(name))}) == 3
 
 
-def test_casting_one_network_changes_no_other(two_networks):
-    model, _, first, second = two_networks
-    before = snapshot(model, second)
-
-    first.to(torch.bfloat16)
-
-    assert {parameter.dtype for parameter in first.parameters()} == {torch.bfloat16}
-    assert_unchanged(before, model, second)
+def move(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.to("meta")
 
 
-def test_training_mode_of_one_network_moves_no_other_running_statistics(two_networks, random_images):
-    model, _, first, second = two_networks
-    before = snapshot(model, second)
+def cast(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.to(torch.bfloat16)(images.bfloat16())
 
-    first.train()(random_images(model, 4))
 
-    assert not model.training
-    assert not second.training
-    assert_unchanged(before, model, second)
+def train_mode(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.train()(images)  # BatchNorm updates its running statistics
+
+
+def optimizer_step(network: PreTrainedModel, images: torch.Tensor) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1)
+    network(images).logits.square().sum().backward()
+    optimizer.step()
+
+
+def unfreeze(network: PreTrainedModel, images: torch.Tensor) -> None:
+    network.requires_grad_(True)
+
+
+@pytest.mark.parametrize("act", [move, cast, train_mode, optimizer_step, unfreeze])
+@pytest.mark.parametrize(("family", "subset"), [("resnet", "last_norms"), ("convnet", "head"), ("vit", "full")])
+def test_using_one_drawn_network_changes_no_other(family, subset, random_vectors, random_images, act):
+    model = build(family)
+    processor = make_processor(model, subset)
+    one, other = (build_network(model, processor, vector) for vector in random_vectors(model, processor, 2))
+    before, requires_grad = snapshot(model, other), [p.requires_grad for p in other.parameters()]
+    start = snapshot(one)[0]
+
+    act(one, random_images(model, 4))
+
+    assert_unchanged(before, model, other)
+    assert not any(module.training for network in (model, other) for module in network.modules())
+    assert all(p.grad is None for network in (model, other) for p in network.parameters())
+    assert [p.requires_grad for p in other.parameters()] == requires_grad
+    if act is optimizer_step:
+        assert not torch.equal(one.get_parameter(processor.names[0]), start[processor.names[0]])
 
 
 @pytest.mark.parametrize("family", ["resnet", "convnet"])
-def test_running_statistics_of_a_drawn_network_do_move(family, random_images):
+def test_drawn_network_is_in_eval_mode_and_updates_its_statistics_in_training(family, random_images):
     model = build(family)
     processor = make_processor(model, "head")
-    network = build_network(model, processor, torch.zeros(processor.parameter_dim))
+    network = build_network(model.train(), processor, torch.zeros(processor.parameter_dim))
+    assert not network.training
+    assert model.training
 
     network.train()(random_images(model, 4))
 
     assert any(not torch.equal(buffer, model.get_buffer(name)) for name, buffer in network.named_buffers())
-
-
-def test_training_one_network_changes_no_other(two_networks, random_images):
-    model, processor, first, second = two_networks
-    before = snapshot(model, second)
-    start = processor.flatten(first.state_dict())
-
-    optimizer = torch.optim.AdamW(first.parameters(), lr=0.1, weight_decay=0.1)
-    first(random_images(model, 4)).logits.square().sum().backward()
-    optimizer.step()
-
-    assert not torch.equal(processor.flatten(first.state_dict()), start)
-    assert_unchanged(before, model, second)
 
 
 def test_training_the_vector_afterward_changes_no_network(mlp):
@@ -146,28 +125,27 @@ def test_training_the_vector_afterward_changes_no_network(mlp):
     assert not network.classifier.weight.any()
 
 
-def test_independent_network_shares_no_memory_and_trains(target_and_processor, random_images):
-    model, processor = target_and_processor
+@pytest.mark.parametrize(("family", "subset"), [("resnet", "last_norms"), ("vit", "full")])
+def test_independent_network_shares_no_memory_and_trains(family, subset, random_images):
+    model = build(family)
+    processor = make_processor(model, subset)
     before = snapshot(model)
 
     network = build_network(model, processor, processor.flatten(model.state_dict()), share_trunk=False)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    network.train()(random_images(model, 4)).logits.square().sum().backward()
-    optimizer.step()
+    assert_unchanged(before, network)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    train_mode(network, random_images(model, 4))
+    optimizer_step(network, random_images(model, 4))
 
-    pointers = {parameter.data_ptr() for parameter in model.parameters()}
-    assert all(p.requires_grad and p.data_ptr() not in pointers for p in network.parameters())
-    trunk = [name for name, _ in model.named_parameters() if name not in processor.names]
-    trained = trunk or processor.names
-    assert any(not torch.equal(network.get_parameter(name), model.get_parameter(name)) for name in trained)
+    assert not torch.equal(next(network.parameters()), next(model.parameters()))  # the trunk of last_norms
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in network.parameters()}
     assert_unchanged(before, model)
 
 
-def test_half_precision_target_draws_half_precision_networks(target_and_processor, random_images):
-    model, _ = target_and_processor
-    model.to(torch.bfloat16)
-    names = target_and_processor[1].names
-    processor = make_processor(model, names)
+@pytest.mark.parametrize("family", ["resnet", "vit", "mlp"])
+def test_half_precision_target_draws_half_precision_networks(family, random_images):
+    model = build(family).to(torch.bfloat16)
+    processor = make_processor(model, "head")
 
     network = build_network(model, processor, torch.zeros(processor.parameter_dim))
 
@@ -175,22 +153,15 @@ def test_half_precision_target_draws_half_precision_networks(target_and_processo
     assert network(random_images(model, 2).to(torch.bfloat16)).logits.dtype == torch.bfloat16
 
 
-def test_vector_that_does_not_fit_is_refused(mlp):
+def test_vector_or_target_of_another_layout_is_refused(mlp, convnet):
     processor = make_processor(mlp, "head")
 
     with pytest.raises(LayoutError, match="has 90 numbers"):
         build_network(mlp, processor, torch.zeros(89))
     with pytest.raises(NonFiniteParametersError, match=r"classifier\.weight"):
         build_network(mlp, processor, torch.full((90,), torch.nan))
-
-
-def test_target_of_another_layout_is_refused(mlp, convnet):
-    processor = make_processor(mlp, "head")
-
     with pytest.raises(LayoutError, match=r"'classifier\.weight' is \(4, 8\) in this ConvNet.* \(10, 8\)"):
         build_network(convnet, processor, torch.zeros(90))
-    with pytest.raises(LayoutError, match=r"'layers\.0\.weight' is absent in this ConvNet"):
-        build_network(convnet, make_processor(mlp, "layers.0.*"), torch.zeros(520))
 
 
 class TiedMLP(MLPForImageClassification):
@@ -215,33 +186,22 @@ def test_tied_tensors_of_a_drawn_network_stay_tied(random_images):
 
 
 @pytest.mark.parametrize("family", ["mlp", "convnet"])
-def test_small_target_survives_saving_through_the_auto_class(family, random_images, tmp_path):
-    model = build(family)
-    images = random_images(model, 4)
-    model.train()(images)  # moves the running statistics away from where a new network has them
-    model.eval()
-
-    model.save_pretrained(tmp_path)
-    loaded, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
-
-    assert type(loaded) is type(model)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert_unchanged(snapshot(model), loaded)
-    assert torch.equal(loaded(images).logits, model(images).logits)
-
-
-@pytest.mark.parametrize("family", ["mlp", "convnet"])
-def test_small_target_returns_the_cross_entropy_of_labels(family, random_images):
+def test_small_target_is_an_ordinary_transformers_model(family, random_images, tmp_path):
     model = build(family)
     images, labels = random_images(model, 3), torch.tensor([0, 1, 2])
+    train_mode(model, images)  # moves the running statistics away from where a new network has them
+    model.eval().save_pretrained(tmp_path)
 
-    output = model(pixel_values=images, labels=labels)
+    loaded, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    output = loaded(pixel_values=images, labels=labels)
     loss, logits = model(images, labels=labels, return_dict=False)
 
-    assert output.logits.shape == (3, model.config.num_labels)
-    assert torch.equal(logits, output.logits)
-    assert torch.equal(loss, output.loss)
+    assert type(loaded) is type(model)
+    assert not info["missing_keys"] | info["unexpected_keys"]
+    assert_unchanged(snapshot(model), loaded)
+    assert logits.shape == (3, model.config.num_labels)
+    assert torch.equal(output.logits, logits)
+    assert torch.equal(output.loss, loss)
     assert torch.allclose(loss, nn.functional.cross_entropy(logits, labels))
 
 
