@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
-from pdiff_hf.fitting.fitting import describe_fit
+from pdiff_hf.fitting.pipeline import describe_fit
 from texts import CLASSES, LENGTH, WORDS, texts
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
