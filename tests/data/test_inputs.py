@@ -5,7 +5,6 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
-from pdiff_hf.fitting.pipeline import describe_fit
 from texts import CLASSES, LENGTH, WORDS, texts
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
@@ -23,6 +22,7 @@ from pdiff_hf import (
 )
 from pdiff_hf.data.inputs import BatchError
 from pdiff_hf.evaluation import evaluate, write_report
+from pdiff_hf.fitting.pipeline import describe_fit
 from pdiff_hf.loops import seeded
 from pdiff_hf.targets import inference
 

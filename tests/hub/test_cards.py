@@ -46,7 +46,7 @@ from pdiff_hf.hub.cards import (
     write_remote_code_card,
 )
 from pdiff_hf.pipelines.card import write_pipeline_card
-from pdiff_hf.zoo.trajectory import load_images_of, load_target
+from pdiff_hf.zoo.settings import load_images_of, load_target
 
 TOKEN = "hf_alice"
 LICENCE = "apache-2.0"
