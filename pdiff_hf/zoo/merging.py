@@ -137,9 +137,9 @@ def _without_shard(collection: dict[str, Any]) -> dict[str, Any]:
     common = {name: value for name, value in collection.items() if name not in OF_ONE_PART}
     if "runs" in common:
         common["runs"] = {**common["runs"], "run_shard": None}
-        # In format version 1 the settings of runs named those of a trajectory too.
-        settings = common.get("settings", {})
-        common["settings"] = {name: value for name, value in settings.items() if name not in TRAJECTORY_NAMES}
+        if "settings" in common:  # those of format version 1 named the settings of a trajectory too
+            own = common["settings"].items()
+            common["settings"] = {name: value for name, value in own if name not in TRAJECTORY_NAMES}
     return common
 
 
