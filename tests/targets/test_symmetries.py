@@ -391,3 +391,17 @@ def test_aligning_only_permutes():
     torch.testing.assert_close(
         probabilities(model, symmetries, aligned), probabilities(model, symmetries, vectors), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_copies_are_aligned_to_their_mean(hidden: list[int]):
+    symmetries, vectors = found(mlp_of(hidden))
+    canonical = symmetries.canonicalize(vectors)
+    orders = [[torch.randperm(n, generator=torch.Generator().manual_seed(i)) for n in hidden] for i in range(4)]
+    copies = torch.stack([permuted(symmetries, canonical[0], order) for order in orders])
+
+    for restart in (False, True):
+        aligned, mean = symmetries.align_to_mean(copies, rounds=2, restart=restart)
+
+        assert torch.equal(aligned, copies[:1].expand(4, -1))
+        torch.testing.assert_close(mean, copies[0])
