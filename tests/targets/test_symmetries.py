@@ -344,3 +344,17 @@ def test_aligning_only_permutes():
     plain = (canonical - canonical[0]).norm(dim=1)
     assert ((aligned - canonical[0]).norm(dim=1) <= plain + 1e-5).all()
     assert_same_function(model, symmetries, aligned, vectors)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_copies_are_aligned_to_their_mean(hidden: list[int]):
+    symmetries, vectors = found(mlp_of(hidden))
+    canonical = symmetries.canonicalize(vectors)
+    orders = [[torch.randperm(n, generator=torch.Generator().manual_seed(i)) for n in hidden] for i in range(4)]
+    copies = torch.stack([permuted(symmetries, canonical[0], order) for order in orders])
+
+    for restart in (False, True):
+        aligned, mean = symmetries.align_to_mean(copies, rounds=2, restart=restart)
+
+        assert torch.equal(aligned, copies[:1].expand(4, -1))
+        torch.testing.assert_close(mean, copies[0])
