@@ -50,7 +50,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from pdiff_hf import PDiffPipeline, share
-    from pdiff_hf.hub.push import prepare_repository
+    from pdiff_hf.hub.sharing import prepare_repository
     from pdiff_hf.pipelines.sampling import sample_to_folder
 
     if arguments.output_dir is None and arguments.push_to is None:
@@ -95,7 +95,7 @@ def audit(arguments: argparse.Namespace) -> None:
 def push(arguments: argparse.Namespace) -> None:
     """Pushes a pipeline, a checkpoints dataset or drawn networks."""
     from pdiff_hf import append_checkpoints, load_checkpoints, share
-    from pdiff_hf.pipelines.export import push_remote_code
+    from pdiff_hf.pipelines.remote_code import push_remote_code
 
     private = True if arguments.private else None
     if arguments.append:

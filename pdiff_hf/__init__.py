@@ -1,7 +1,7 @@
 """Neural network diffusion in the Hugging Face ecosystem: draw working networks from one repository."""
 
 # isort: off
-from . import _registration  # noqa: F401  (before any component: their names are part of the file format)
+from . import _registration  # before any component: their names are part of the file format
 # isort: on
 
 from .data.images import ImageData, load_images
@@ -40,6 +40,10 @@ from .zoo.trainer_callback import CheckpointCallback
 from .zoo.trajectory import CollectionSettings, collect
 
 __version__ = "0.1.0"
+
+# model_index.json names every component as one of `pdiff_hf`; a new row of the table needs no further line here.
+for _role in _registration.COMPONENTS:
+    globals().update({_cls.__name__: _cls for _cls in _registration.component_classes(_role).values()})
 
 __all__ = [
     "AdaptedModel",

@@ -14,8 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .folders import shipped_folder
-from .hub.push import prepare_repository
-from .hub.sharing import share
+from .hub.sharing import prepare_repository, share
 
 RECIPES = ("fast", "paper")
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from pdiff_hf.fitting.fitting import assemble_pipeline, describe_fit, encode_zoo, fit_denoiser, load_autoencoder
-from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
+from pdiff_hf.folders import replace_folder, require_writable_folder
 from pdiff_hf.loops import Stopwatch, TrainingState
-from pdiff_hf.pipelines.card import write_pipeline_card
 from pdiff_hf.settings import DenoiserSettings, HubSettings, RunSettings, parse_with_recipe, setting
 from pdiff_hf.zoo.checkpoints import load_checkpoints
 
@@ -44,11 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         seconds = stopwatch.seconds
         pipe = assemble_pipeline(checkpoints, autoencoder, denoiser, scheduler, settings)
-        metrics = describe_fit(checkpoints, first_stage, settings, seconds)
+        pipe.metrics = describe_fit(checkpoints, first_stage, settings, seconds)
         with replace_folder(run.output_dir) as folder:
             pipe.save_pretrained(folder)
-            write_json(folder / "metrics.json", metrics)
-            write_pipeline_card(folder, pipe, metrics)
         state.clear()
         run.push(run.output_dir)
     accelerator.wait_for_everyone()

@@ -271,7 +271,7 @@ def _eval_results(metrics: Mapping[str, Any], dataset_name: str | None) -> list[
 
 
 def _pipeline_sizes(folder: Path, processor: Layout, zoo_count: int | None) -> dict[str, str | None]:
-    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
     network = sum(path.stat().st_size for path in (folder / "target_model").glob("*.safetensors"))
     return {
         "repository": _bytes(whole),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -11,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging
-from huggingface_hub import (
-    HfApi,
-    get_cached_repo_tree,
-    hf_hub_download,
-    snapshot_download,
-)
+from huggingface_hub import get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from .client import CorruptFileError, HubNotFoundError, HubUnreachableError, persistently
 from .safety import matches, require_inside
@@ -26,8 +21,7 @@ from .safety import matches, require_inside
 logger = logging.get_logger(__name__)
 
 OUTSIDE = ["/*", "../*", "*/../*", "?:*", "*/?:*"]  # patterns of names that lead out of a repository
-CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-Content = Path | bytes
+CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1 of a small file, SHA-256 of a large one
 
 
 @dataclass(frozen=True)
@@ -103,96 +97,56 @@ class RepositoryFiles:
             if Path(self.repo_id).exists():
                 raise
             raise HubNotFoundError(f"There is no folder {self.repo_id!r}. {missing}") from missing
-        wanted = [name for name in self.names(folder) if matches(name, patterns)]
+        listed = self.listing(folder)
+        wanted = [name for name in listed if matches(name, patterns)]
         for name in wanted:
             require_inside(name)
-        checksums = self._checksums(folder, wanted)
         for name in wanted:
-            self._verify(folder, name, checksums.get(name, ""))
+            if not _is_intact(folder / name, listed[name]):
+                self._fetch_again(folder, name, listed[name])
         return folder
 
-    def names(self, folder: Path) -> list[str]:
-        """Returns the names of all files of the snapshot, fetched or not."""
+    def listing(self, folder: Path) -> dict[str, RepoFile | None]:
+        """Returns all files of the snapshot by name, fetched or not, with what the Hub states of each, if known."""
         try:
             tree = get_cached_repo_tree(
                 self.repo_id, repo_type=self.repo_type, revision=folder.name, cache_dir=self.cache_dir
             )
-        except CachedRepoTreeNotFoundError:  # offline, and cached by a client that kept no list
-            return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        return [file.path for file in tree]
+        except CachedRepoTreeNotFoundError:  # offline, and cached by a client that kept no listing
+            return {p.relative_to(folder).as_posix(): None for p in folder.rglob("*") if p.is_file()}
+        return {file.path: file for file in tree}
 
-    def _checksums(self, folder: Path, names: Sequence[str]) -> dict[str, str]:
-        """Returns the checksum of each file: the name that the cache keeps it under, else what the Hub says."""
-        # A link leads to a name that is the checksum; that may be a link itself, to a file that repositories share.
-        kept = {name: Path(os.readlink(folder / name)).name for name in names if (folder / name).is_symlink()}
-        known = {name: checksum for name, checksum in kept.items() if CHECKSUM.fullmatch(checksum)}
-        unknown = [name for name in names if name not in known]
-        if unknown and not self.local_files_only:
-            api, commit = HfApi(token=self.token), folder.name
-            try:
-                files = persistently(
-                    lambda: api.get_paths_info(self.repo_id, unknown, repo_type=self.repo_type, revision=commit),
-                    str(self),
-                )
-            except HubUnreachableError:
-                return known
-            for file in files:
-                if isinstance(file, RepoFile):
-                    known[file.path] = file.lfs.sha256 if file.lfs is not None else file.blob_id
-        return known
-
-    def _verify(self, folder: Path, name: str, checksum: str) -> None:
-        if _is_intact(folder / name, checksum):
-            return
+    def _fetch_again(self, folder: Path, name: str, listed: RepoFile | None) -> None:
         logger.warning(f"{name!r} of the {self} is damaged; fetching it again.")
 
-        def fetch_again() -> str:
+        def fetch() -> str:
             # The client leaves a link that is there already, even where it leads to a file under a wrong name.
             (folder / name).unlink(missing_ok=True)
-            return hf_hub_download(
-                self.repo_id,
-                name,
-                repo_type=self.repo_type,
-                revision=folder.name,
-                token=self.token,
-                cache_dir=self.cache_dir,
-                force_download=True,
-            )
+            how: dict[str, Any] = {"repo_type": self.repo_type, "token": self.token, "cache_dir": self.cache_dir}
+            return hf_hub_download(self.repo_id, name, revision=folder.name, force_download=True, **how)
 
         damaged = (folder / name).resolve()
         try:
             if self.local_files_only:
                 raise HubUnreachableError("The Hub was not to be asked.")
-            persistently(fetch_again, str(self))
+            persistently(fetch, str(self))
         except HubUnreachableError as error:
             raise CorruptFileError(
                 f"{name!r} of the {self} is damaged in the cache ({damaged}), and could not be fetched again: {error}"
             ) from error
-        if not _is_intact(folder / name, self._checksums(folder, [name]).get(name, "")):
+        if not _is_intact(folder / name, listed):
             raise CorruptFileError(
-                f"{name!r} of the {self} is not what its checksum says, although it was fetched again; whoever pushed "
+                f"{name!r} of the {self} does not match its checksum, although it was fetched again; whoever pushed "
                 "it should push it anew."
             )
 
 
-def _is_intact(path: Path, checksum: str) -> bool:
-    """Compares a file with its checksum, if that is known: SHA-256 of large ones, git's SHA-1 of small ones."""
-    if not checksum:
-        return True
-    return (sha256_of(path) if len(checksum) == 64 else git_oid_of(path.read_bytes())) == checksum
-
-
-def sha256_of(content: Content) -> str:
-    """Returns the checksum of a large file, in hexadecimal digits."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    digest = hashlib.sha256()
-    with content.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def git_oid_of(content: bytes) -> str:
-    """Returns git's id of a small file, in hexadecimal digits."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def _is_intact(path: Path, listed: RepoFile | None) -> bool:
+    """Compares a file with its checksum: the name that the cache keeps it under, else what the Hub lists, if known."""
+    checksum = Path(os.readlink(path)).name if path.is_symlink() else ""
+    if not CHECKSUM.fullmatch(checksum):
+        checksum = "" if listed is None else listed.blob_id if listed.lfs is None else listed.lfs.sha256
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return checksum in ("", sha_fileobj(file).hex() if len(checksum) == 64 else git_hash(file.read()))

@@ -14,7 +14,7 @@ from ..hub import client as hub_client
 from ..hub.client import HubNotFoundError, persistently
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, read_json
-from .files import COMPONENTS, read_index
+from .loading import COMPONENTS, read_index
 
 DESCRIBING = ("model_index.json", "metrics.json", "processor/processor_config.json", "*/config.json")
 

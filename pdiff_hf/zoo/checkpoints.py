@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from ..folders import replace_folder, write_json
 from ..hub.cards import has_own_card, write_checkpoints_card
 from ..hub.files import RepositoryFiles
-from ..hub.safety import BrokenFileError, build, load_network, network_config, read_json
+from ..hub.safety import broken_files, read_json
 from ..hub.sharing import share
 from ..targets.adapters import as_target
 from ..targets.building import build_network
-from ..targets.loading import target_class
+from ..targets.loading import load_network
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.subsets import make_processor
 from .parquet import CheckpointsError, checkpoint_features, read_shards, write_shards
@@ -174,9 +174,8 @@ def load_checkpoints(
             f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "
             "training/collect_checkpoints.py or CheckpointRecorder.save makes one."
         )
-    processor = build(
-        ParameterProcessor, read_json(folder / "processor_config.json"), f"the layout in {str(folder)!r}"
-    )
+    with broken_files(f"The layout in {str(folder)!r}"):
+        processor = ParameterProcessor.from_config(read_json(folder / "processor_config.json"))
     splits = {}
     for split in SPLITS:
         parameters, columns = read_shards(folder, split, processor)
@@ -184,8 +183,7 @@ def load_checkpoints(
     if not len(splits["train"]):
         raise CheckpointsError(f"The train split of {str(dataset_name)!r} holds no checkpoints.")
     if target_model is None:
-        config = network_config(folder / "target_model")
-        target_model = load_network(folder / "target_model", target_class(config))
+        target_model = load_network(folder / "target_model")
     return Checkpoints(
         splits=splits,
         processor=processor,
@@ -196,10 +194,7 @@ def load_checkpoints(
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    content = read_json(path) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise BrokenFileError(f"{str(path)!r} must hold a mapping, but holds a {type(content).__name__}.")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 class CheckpointRecorder:
