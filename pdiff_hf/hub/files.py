@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging
-from huggingface_hub import get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
@@ -97,26 +97,41 @@ class RepositoryFiles:
             if Path(self.repo_id).exists():
                 raise
             raise HubNotFoundError(f"There is no folder {self.repo_id!r}. {missing}") from missing
-        listed = self.listing(folder)
-        wanted = [name for name in listed if matches(name, patterns)]
+        wanted = [name for name in self.names(folder) if matches(name, patterns)]
         for name in wanted:
             require_inside(name)
+        checksums = self._checksums(folder, wanted)
         for name in wanted:
-            if not _is_intact(folder / name, listed[name]):
-                self._fetch_again(folder, name, listed[name])
+            if not _is_intact(folder / name, checksums.get(name)):
+                self._fetch_again(folder, name)
         return folder
 
-    def listing(self, folder: Path) -> dict[str, RepoFile | None]:
-        """Returns all files of the snapshot by name, fetched or not, with what the Hub states of each, if known."""
+    def names(self, folder: Path) -> list[str]:
+        """Returns the names of all files of the snapshot, fetched or not."""
+        where: dict[str, Any] = {"repo_type": self.repo_type, "revision": folder.name, "cache_dir": self.cache_dir}
         try:
-            tree = get_cached_repo_tree(
-                self.repo_id, repo_type=self.repo_type, revision=folder.name, cache_dir=self.cache_dir
-            )
-        except CachedRepoTreeNotFoundError:  # offline, and cached by a client that kept no listing
-            return {p.relative_to(folder).as_posix(): None for p in folder.rglob("*") if p.is_file()}
-        return {file.path: file for file in tree}
+            return [file.path for file in get_cached_repo_tree(self.repo_id, **where)]
+        except CachedRepoTreeNotFoundError:  # offline, and cached by a client that kept no list
+            return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
-    def _fetch_again(self, folder: Path, name: str, listed: RepoFile | None) -> None:
+    def _checksums(self, folder: Path, names: Sequence[str]) -> dict[str, str]:
+        """Returns the checksum of each file: the name that the cache keeps it under, else what the Hub says."""
+        # A link leads to a name that is the checksum; that may be a link itself, to a file that repositories share.
+        kept = {name: Path(os.readlink(folder / name)).name for name in names if (folder / name).is_symlink()}
+        known = {name: checksum for name, checksum in kept.items() if CHECKSUM.fullmatch(checksum)}
+        unknown = [name for name in names if name not in known]
+        if unknown and not self.local_files_only:
+            api = HfApi(token=self.token)
+            where: dict[str, Any] = {"repo_type": self.repo_type, "revision": folder.name}
+            try:
+                files = persistently(lambda: api.get_paths_info(self.repo_id, unknown, **where), str(self))
+            except HubUnreachableError:
+                return known
+            listed = {file.path: file for file in files if isinstance(file, RepoFile)}
+            known |= {name: file.lfs.sha256 if file.lfs else file.blob_id for name, file in listed.items()}
+        return known
+
+    def _fetch_again(self, folder: Path, name: str) -> None:
         logger.warning(f"{name!r} of the {self} is damaged; fetching it again.")
 
         def fetch() -> str:
@@ -134,19 +149,16 @@ class RepositoryFiles:
             raise CorruptFileError(
                 f"{name!r} of the {self} is damaged in the cache ({damaged}), and could not be fetched again: {error}"
             ) from error
-        if not _is_intact(folder / name, listed):
+        if not _is_intact(folder / name, self._checksums(folder, [name]).get(name)):
             raise CorruptFileError(
                 f"{name!r} of the {self} does not match its checksum, although it was fetched again; whoever pushed "
                 "it should push it anew."
             )
 
 
-def _is_intact(path: Path, listed: RepoFile | None) -> bool:
-    """Compares a file with its checksum: the name that the cache keeps it under, else what the Hub lists, if known."""
-    checksum = Path(os.readlink(path)).name if path.is_symlink() else ""
-    if not CHECKSUM.fullmatch(checksum):
-        checksum = "" if listed is None else listed.blob_id if listed.lfs is None else listed.lfs.sha256
-    if not path.is_file():
-        return False
+def _is_intact(path: Path, checksum: str | None) -> bool:
+    """Compares a file with its checksum, if that is known."""
+    if checksum is None or not path.is_file():
+        return checksum is None
     with path.open("rb") as file:
-        return checksum in ("", sha_fileobj(file).hex() if len(checksum) == 64 else git_hash(file.read()))
+        return checksum == (sha_fileobj(file).hex() if len(checksum) == 64 else git_hash(file.read()))

@@ -52,7 +52,7 @@ def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, g
         return Source(Path(name))
     repository = RepositoryFiles.named(name, **{key: value for key, value in fetching.items() if value is not None})
     folder = repository.download(ROOT_FILES[:1])
-    names = repository.listing(folder)
+    names = repository.names(folder)
     wanted = [name for name in ROOT_FILES if name in names]
     wanted += [name for own in component_files(folder, names, variant, given).values() for name in own]
     return Source(replace(repository, revision=folder.name).download(wanted), repository)
