@@ -58,7 +58,7 @@ def sample(arguments: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     private = True if arguments.private else None
     if arguments.push_to is not None:
-        prepare_repository(arguments.push_to, private=private, token=arguments.token)  # fails before the work is done
+        prepare_repository(arguments.push_to, "model", private, arguments.token)  # fails before the work is done
     pipe = PDiffPipeline.from_pretrained(arguments.pipeline, revision=arguments.revision, token=arguments.token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output_dir or os.path.join(temporary, "drawn")

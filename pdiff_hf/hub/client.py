@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -69,25 +70,23 @@ class CorruptFileError(HubError):
     """A file's content does not match its checksum, after it was fetched twice."""
 
 
-UNKNOWN_REPOSITORY = (
-    "There is no {what} that this token can see: the name is wrong, or it is private. Check the name, and log in with "
-    "`hf auth login` or pass a token that may read it."
-)
 # What an error means, by its class, by the status of an answer, or by a sign that `_signs` names.
 MEANINGS: dict[type[HubError], dict[type[BaseException] | int | str, str]] = {
     HubAccessError: {
-        "unknown token": "The Hub does not know the token that was sent for the {what}; it is mistyped or revoked. "
-        "Log in with `hf auth login`, or pass another one.",
+        "unknown token": "The Hub does not know the token sent for the {what}; `hf auth login`, or pass another one.",
         "storage refuses": "The Hub's storage does not let this token in for the {what} ({brief}).",
-        GatedRepoError: "The {what} is gated: ask for access on its page on the Hub, then log in with `hf auth login` "
-        "or pass the token of an account that was let in.",
+        GatedRepoError: "The {what} is gated: ask for access on its page, then `hf auth login` or pass your token.",
         DisabledRepoError: "The {what} has been disabled on the Hub.",
         403: "The Hub does not allow this for the {what}: {reason}.",
     },
     HubNotFoundError: {
         RevisionNotFoundError: "The {what} has no such revision ({reason}); pass a branch, tag or commit of its page.",
         RemoteEntryNotFoundError: "The {what} lacks a file that was asked for: {path}.",
-        **dict.fromkeys((RepositoryNotFoundError, 401, 404), UNKNOWN_REPOSITORY),
+        **dict.fromkeys(
+            (RepositoryNotFoundError, 401, 404),
+            "There is no {what} that this token can see: the name is wrong, or it is private. Check the name, and log "
+            "in with `hf auth login` or pass a token that may read it.",
+        ),
         HFValidationError: "The {what} has no valid name; give a folder that exists, or an id like 'org/name'.",
     },
     HubConflictError: dict.fromkeys(
@@ -96,22 +95,20 @@ MEANINGS: dict[type[HubError], dict[type[BaseException] | int | str, str]] = {
     HubQuotaError: {
         **dict.fromkeys((402, 413, 507), "The Hub has no room for the {what}: {reason}."),
         "files refused": "The Hub took no files for the {what}: {reason}.",
-        "disk full": "There is no space left on this machine's disk for the {what}; free some, or set HF_HOME to a "
-        "larger one.",
+        "disk full": "The disk has no space left for the {what}; free some, or set HF_HOME to a larger one.",
     },
     HubUnreachableError: {
         "not to be asked": "The {what} is not cached on this machine, and the Hub was not to be asked.",
-        OfflineModeIsEnabled: "The {what} is not cached on this machine, and HF_HUB_OFFLINE=1 forbids to look on the "
-        "Hub; unset it, or load it once while online.",
+        OfflineModeIsEnabled: "The {what} is not cached on this machine; unset HF_HUB_OFFLINE=1 to fetch it.",
         httpx2.TransportError: "The Hub could not be reached for the {what} ({brief}). Check the connection and "
         "HF_ENDPOINT, then run it again: what has arrived is kept.",
         ConnectionError: "The Hub's storage could not be reached for the {what} ({brief}).",
-        json.JSONDecodeError: "The Hub's answer for the {what} was not JSON; a proxy may stand between. Run it again, "
-        "or check HF_ENDPOINT and the proxy.",
-        FileMetadataError: "The Hub's answer for the {what} was incomplete; a proxy may stand between ({brief}).",
         **dict.fromkeys(
-            RETRIED_STATUS,
-            "The Hub answered {status} for the {what}, again and again; nothing is lost: run it again later.",
+            (json.JSONDecodeError, FileMetadataError),
+            "The Hub's answer for the {what} was not one of a Hub ({brief}); check HF_ENDPOINT, and any proxy.",
+        ),
+        **dict.fromkeys(
+            RETRIED_STATUS, "The Hub answered {status} for the {what}, again and again; run it again later."
         ),
     },
     CorruptFileError: {"wrong size": "A file of the {what} has not the size that the Hub names ({brief})."},
@@ -125,13 +122,10 @@ def persistently(
     attempts: int = len(BACK_OFF) + 1,
     is_worth_repeating: Callable[[Exception], bool] | None = None,
 ) -> Result:
-    """Calls `action`, which must be safe to repeat, until it succeeds or `attempts` are used up.
+    """Calls `action`, which must be safe to repeat, until it succeeds, or fails for good, or for the last time.
 
-    Args:
-        action: The call.
-        what: Which repository it concerns, for example "model 'a/b'".
-        attempts: The most calls.
-        is_worth_repeating: Which errors another attempt may survive; `is_transient` by default.
+    `what` names the repository, for example "model 'a/b'"; errors are repeated that are transient, or that
+    `is_worth_repeating` says of.
 
     Raises:
         HubError: One of its subclasses, for the many exceptions of the Hub's clients.
@@ -160,25 +154,24 @@ def deadlines() -> Iterator[None]:
     Without them a server that hangs holds a push for ever. A client that the user has given timeouts keeps them.
     """
     client = get_session()
-    with _deadlines_lock:
-        if client.timeout == httpx2.Timeout(None):
+    with _lending:
+        is_lent = client in _borrowers or client.timeout == httpx2.Timeout(None)
+        if is_lent:
             client.timeout = httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
-            _deadlines_users[client] = 0
-        if client in _deadlines_users:
-            _deadlines_users[client] += 1
+            _borrowers[client] += 1
     try:
         yield
     finally:
-        with _deadlines_lock:
-            if client in _deadlines_users:
-                _deadlines_users[client] -= 1
-                if not _deadlines_users[client]:
-                    del _deadlines_users[client]
-                    client.timeout = httpx2.Timeout(None)
+        with _lending:
+            _borrowers[client] -= is_lent
+            if is_lent and not _borrowers[client]:
+                client.timeout = httpx2.Timeout(None)
+            if not _borrowers[client]:
+                del _borrowers[client]
 
 
-_deadlines_lock = threading.Lock()
-_deadlines_users: dict[httpx2.Client, int] = {}  # calls under way with timeouts that were lent to a client
+_lending = threading.Lock()
+_borrowers: Counter[httpx2.Client] = Counter()  # calls under way with timeouts that were lent to a client
 
 
 def is_transient(error: BaseException) -> bool:

@@ -50,6 +50,10 @@ class RepositoryFiles:
         at = f" at {self.revision}" if self.revision else ""
         return f"{self.repo_type} {self.repo_id!r}{at}"
 
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"repo_type": self.repo_type, "token": self.token, "cache_dir": self.cache_dir}
+
     @classmethod
     def named(cls, name: str, **how: Any) -> RepositoryFiles:
         """Returns the repository of that id, for a name that is no folder.
@@ -73,17 +77,9 @@ class RepositoryFiles:
         """
 
         def fetch(cached_only: bool = self.local_files_only) -> str:
-            return snapshot_download(
-                self.repo_id,
-                repo_type=self.repo_type,
-                revision=self.revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=OUTSIDE,  # those are refused below, where all names are known
-                token=self.token,
-                cache_dir=self.cache_dir,
-                local_files_only=cached_only,
-                force_download=self.force_download,
-            )
+            names: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": OUTSIDE}  # refused below
+            how: dict[str, Any] = {"local_files_only": cached_only, "force_download": self.force_download}
+            return snapshot_download(self.repo_id, revision=self.revision, **names, **how, **self._how)
 
         try:
             folder = Path(persistently(fetch, str(self)))
@@ -137,8 +133,7 @@ class RepositoryFiles:
         def fetch() -> str:
             # The client leaves a link that is there already, even where it leads to a file under a wrong name.
             (folder / name).unlink(missing_ok=True)
-            how: dict[str, Any] = {"repo_type": self.repo_type, "token": self.token, "cache_dir": self.cache_dir}
-            return hf_hub_download(self.repo_id, name, revision=folder.name, force_download=True, **how)
+            return hf_hub_download(self.repo_id, name, revision=folder.name, force_download=True, **self._how)
 
         damaged = (folder / name).resolve()
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -19,37 +20,29 @@ from .cards import PICTURES, published_value, readdress
 from .client import HubAccessError, HubConflictError, persistently
 from .safety import UnsafeFileError, matches, read_json, shareable_files
 
-PUBLISHED_JSON = ("collection.json", "metrics.json")
 PUSH_ATTEMPTS = 5
 
 
 class Kind(NamedTuple):
-    """A kind of folder: what it is called, where it goes, and patterns of its files.
-
-    Files of these patterns that the folder no longer has are deleted on the Hub.
-    """
+    """A kind of folder: its name, its type on the Hub, and patterns of files that are deleted there if it has none."""
 
     name: str
     repo_type: str
     replaces: tuple[str, ...]
 
 
-PIPELINE = Kind(
-    "pipeline",
-    "model",
-    ("autoencoder/*", "denoiser/*", "scheduler/*", "processor/*", "target_model/*", "metrics.json", *PICTURES),
-)
+COMPONENTS = ("autoencoder/*", "denoiser/*", "scheduler/*", "processor/*", "target_model/*")
+PIPELINE = Kind("pipeline", "model", (*COMPONENTS, "metrics.json", *PICTURES))
 CHECKPOINTS = Kind("checkpoints dataset", "dataset", ("data/*", "target_model/*"))
 NETWORKS = Kind("drawn networks", "model", ("[0-9][0-9][0-9][0-9][0-9]/*",))
 
 
-def kind_of(folder: str | os.PathLike) -> Kind:
+def kind_of(folder: Path) -> Kind:
     """Tells what a folder holds.
 
     Raises:
         UnsafeFileError: If it holds none of what this package shares.
     """
-    folder = Path(folder)
     if (folder / "model_index.json").is_file():
         return PIPELINE
     if (folder / "processor_config.json").is_file() and (folder / "data").is_dir():
@@ -93,17 +86,17 @@ def share(
         UnsafeFileError: If the folder holds what may not be shared.
         HubError: One of its subclasses; see `pdiff_hf.hub.client`.
     """
-    folder, kind = Path(folder), kind_of(folder)
-    shareable_files(folder)  # raises before a repository is made
+    folder = Path(folder)
+    kind = kind_of(folder)
+    contents: dict[str, Path | bytes] = {name: folder / name for name in shareable_files(folder)}
     repo_id = prepare_repository(repo_id, kind.repo_type, private, token, write=not create_pr)
-    commit = push_folder(
-        folder,
+    commit = push_files(
+        contents | _rewritten(folder, kind, repo_id),
         repo_id,
         repo_type=kind.repo_type,
         commit_message=commit_message or f"Upload {kind.name}",
         token=token,
         create_pr=create_pr,
-        rewritten=_rewritten(folder, kind, repo_id),
         replaces=kind.replaces,
         parent_commit=parent_commit,
     )
@@ -120,11 +113,7 @@ def commit_address(repo_id: str, repo_type: str, commit: str) -> str:
 
 
 def prepare_repository(
-    repo_id: str,
-    repo_type: str = "model",
-    private: bool | None = None,
-    token: str | bool | None = None,
-    write: bool = True,
+    repo_id: str, repo_type: str, private: bool | None = None, token: str | bool | None = None, write: bool = True
 ) -> str:
     """Makes sure that a repository exists and, with `write`, can be written to; returns its full id.
 
@@ -132,11 +121,8 @@ def prepare_repository(
         HubError: If it cannot, or if it is public and `private` was asked for.
     """
     api, what = HfApi(token=token), f"{repo_type} {repo_id!r}"
-
-    def create() -> str:
-        return api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-
-    repo_id = persistently(create, what)
+    create = partial(api.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    repo_id = persistently(create, what).repo_id
     persistently(lambda: api.auth_check(repo_id, repo_type=repo_type, write=write), what)
     info = persistently(lambda: api.repo_info(repo_id, repo_type=repo_type, timeout=hub_client.ANSWER_TIMEOUT), what)
     if private and not info.private:
@@ -147,78 +133,61 @@ def prepare_repository(
     return repo_id
 
 
-def push_folder(
-    folder: str | os.PathLike,
+def push_files(
+    contents: Mapping[str, Path | bytes],
     repo_id: str,
     *,
+    commit_message: str,
     repo_type: str = "model",
-    commit_message: str = "Upload with pdiff_hf",
     revision: str = "main",
     token: str | bool | None = None,
     create_pr: bool = False,
-    rewritten: Mapping[str, bytes] | None = None,
     replaces: Sequence[str] = (),
-    further_suffixes: Iterable[str] = (),
     parent_commit: str | None = None,
 ) -> str:
-    """Makes a repository hold a folder's files, in one commit, or in none if it does already.
+    """Makes a branch of an existing repository hold files, in one commit, or in none if it does already.
 
     The commit names its parent, so that nobody's changes to the same files are lost, and whatever goes wrong, running
-    it again completes it. Large files that arrived are not sent again.
-
-    Args:
-        folder: What to push; see `shareable_files` for what is in it.
-        repo_id: An existing repository; see `prepare_repository`.
-        repo_type: `"model"` or `"dataset"`.
-        commit_message: Title of the commit.
-        revision: The branch.
-        token: See `RepositoryFiles`.
-        create_pr: Open a pull request with the commit.
-        rewritten: Contents that take the place of files of the folder.
-        replaces: Patterns of files that are deleted on the Hub if the folder does not have them.
-        further_suffixes: Kinds of files that may be pushed beside the usual ones.
-        parent_commit: Fail unless the branch is still there.
+    it again completes it. Large files that arrived are not sent again. Files that match `replaces` and are not among
+    the contents are deleted; `share` describes the other arguments.
 
     Returns:
         The id of the commit that holds the files.
 
     Raises:
         HubError: One of its subclasses; `HubConflictError` if someone else changed the same files meanwhile.
-        UnsafeFileError: If the folder holds what may not be shared.
     """
-    contents: dict[str, Path | bytes] = {
-        name: Path(folder) / name for name in shareable_files(folder, further_suffixes)
-    }
-    contents |= rewritten or {}
     api, what = HfApi(token=token), f"{repo_type} {repo_id!r}"
-    seen: dict[str, str | None] | None = None
+    seen: dict[str, str] | None = None  # the ids of all files when the branch was looked at before
 
     def push() -> str:
         nonlocal seen
         head, remote = persistently(lambda: _branch(api, repo_id, repo_type, revision), what)
-        additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
-        changed = [addition for addition in additions if not _holds(remote.get(addition.path_in_repo), addition)]
-        gone = [name for name in remote if name not in contents and matches(name, replaces)]
-        if not changed and not gone:
+        ids = {name: file.blob_id for name, file in remote.items()}
+        operations: dict[str, CommitOperationAdd | CommitOperationDelete] = {}
+        for name, content in contents.items():
+            addition = CommitOperationAdd(name, content)
+            if not _holds(remote.get(name), addition):
+                operations[name] = addition
+        for name in remote:
+            if name not in contents and matches(name, replaces):
+                operations[name] = CommitOperationDelete(name)
+        if not operations:
             return head
-        touched = [*(addition.path_in_repo for addition in changed), *gone]
-        found = {name: remote[name].blob_id if name in remote else None for name in (*contents, *gone)}
-        moved = seen is not None and any(found[name] != seen.get(name) for name in touched)
+        moved = seen is not None and any(ids.get(name) != seen.get(name) for name in operations)
         if moved or parent_commit not in (None, head):
             raise HubConflictError(
                 f"Someone else has changed the {what} meanwhile (its {revision} is now {head[:8]}); look at its "
                 "history, then push again."
             )
-        seen = found
-        return api.create_commit(
-            repo_id,
-            [*changed, *(CommitOperationDelete(name) for name in gone)],
-            commit_message=commit_message,
-            repo_type=repo_type,
-            revision=revision,
-            parent_commit=head,
-            create_pr=create_pr,
-        ).oid
+        seen = ids
+        how: dict[str, Any] = {
+            "repo_type": repo_type,
+            "revision": revision,
+            "parent_commit": head,
+            "create_pr": create_pr,
+        }
+        return api.create_commit(repo_id, operations.values(), commit_message=commit_message, **how).oid
 
     def is_worth_repeating(error: Exception) -> bool:
         # The branch is looked at again: the commit may have been made although its answer was lost. A pull request
@@ -249,7 +218,7 @@ def _holds(remote: RepoFile | None, addition: CommitOperationAdd) -> bool:
 def _rewritten(folder: Path, kind: Kind, repo_id: str) -> dict[str, bytes]:
     """Returns the files that read otherwise on the Hub than on this machine."""
     contents: dict[str, bytes] = {}
-    for name in PUBLISHED_JSON:
+    for name in ("collection.json", "metrics.json"):
         if (folder / name).is_file():
             content = published_value(read_json(folder / name))
             if kind is CHECKPOINTS:
@@ -259,7 +228,6 @@ def _rewritten(folder: Path, kind: Kind, repo_id: str) -> dict[str, bytes]:
         config = read_json(path) if path.is_file() else {}
         if config.pop("_name_or_path", None) is not None:  # where diffusers had loaded it from
             contents[path.relative_to(folder).as_posix()] = (json.dumps(config, indent=2) + "\n").encode()
-    readme = folder / "README.md"
-    if readme.is_file():
-        contents["README.md"] = readdress(readme.read_text(encoding="utf-8"), repo_id).encode()
+    if (folder / "README.md").is_file():
+        contents["README.md"] = readdress((folder / "README.md").read_text(encoding="utf-8"), repo_id).encode()
     return contents

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
+from diffusers.utils import logging
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -22,9 +23,12 @@ from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, read_json
 from ..targets.loading import AnyTargetModel, load_network, require_counts, require_memory
 
+logger = logging.get_logger(__name__)
+
 COMPONENTS = ("autoencoder", "denoiser", "scheduler", "processor", "target_model")
 ROOT_FILES = ("model_index.json", "preprocessor_config.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # arguments of from_pretrained
 LARGEST_SETTING = 10_000  # no sampler has as many steps
 
 
@@ -36,14 +40,34 @@ class Source:
     repository: RepositoryFiles | None = None
 
 
-def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, given: Collection[str] = ()) -> Source:
-    """Finds a pipeline's folder, or fetches it: nothing but the configurations and weights of its components.
+def load_arguments(
+    name: str,
+    known: Collection[str],
+    *,
+    variant: str | None = None,
+    dtype: torch.dtype | dict[str, torch.dtype] | None = None,
+    use_safetensors: bool = True,
+    **kwargs: Any,
+) -> tuple[Source, dict[str, Any]]:
+    """Returns where a pipeline is, and the arguments of its constructor, whose names are `known`.
 
-    Args:
-        name: A folder, or an id such as `"org/name"`.
-        fetching: Arguments of `RepositoryFiles`; those that are None are left out.
-        variant: Variant of the weights.
-        given: Components that the caller supplies; their files are not fetched.
+    Takes the arguments of `PDiffPipeline.from_pretrained`.
+    """
+    if use_safetensors is False:
+        raise UnsafeFileError("use_safetensors=False asks for pickled weights, which are never read.")
+    dtype = kwargs.pop("torch_dtype", dtype)
+    fetching = {key: kwargs.pop(key) for key in FETCHING if key in kwargs}
+    given = {role: kwargs[role] for role in COMPONENTS if kwargs.get(role) is not None}
+    if unknown := sorted(kwargs.keys() - set(known)):
+        logger.warning(f"from_pretrained ignores {unknown}, which the pipeline does not take.")
+    source = locate(name, fetching, variant, given)
+    stored = read_index(source.folder) | kwargs
+    settings = {key: value for key, value in stored.items() if key in known and key not in COMPONENTS}
+    return source, load_components(source.folder, given, variant, dtype) | given | settings
+
+
+def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, given: Collection[str] = ()) -> Source:
+    """Finds a pipeline's folder, or fetches nothing but the configurations and weights of its components.
 
     Raises:
         HubError, BrokenFileError, UnsafeFileError: If it cannot be fetched, or should not be; see `component_files`.
@@ -61,13 +85,7 @@ def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, g
 def component_files(
     folder: Path, names: Iterable[str] | None = None, variant: str | None = None, given: Collection[str] = ()
 ) -> dict[str, list[str]]:
-    """Returns the names of the files that each component is built from.
-
-    Args:
-        folder: Where `model_index.json` is.
-        names: All files of the repository; by default those of the folder.
-        variant: Take weights of this variant where there are some.
-        given: Components that are left out.
+    """Returns the names, among those of all files, that each component but the given ones is built from.
 
     Raises:
         BrokenFileError, UnsafeFileError: If `model_index.json` is damaged, or a component has pickled weights only.
@@ -113,12 +131,6 @@ def load_components(
     """Builds the components of a pipeline, each with a class that is allowed for it, and checks that they fit.
 
     No memory is taken beyond what the weights can fill, and no weight is left at random.
-
-    Args:
-        folder: The pipeline's folder.
-        given: Components that the caller supplies; they are left out.
-        variant: Variant of the weights, where there are some.
-        dtype: Precision of the networks, or a mapping of components to precisions, with `"default"`.
 
     Raises:
         BrokenFileError: If a file is missing or damaged, or does not fit another one.

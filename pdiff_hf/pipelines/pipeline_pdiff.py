@@ -13,22 +13,17 @@ import diffusers
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
-from ..folders import write_json
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
-from .loading import COMPONENTS, Source, load_components, locate, read_index
-from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
+from .loading import Source, load_arguments, locate
+from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, number_draws
 from .saving import read_attachments, write_attachments
 
-logger = logging.get_logger(__name__)
-
 OUTPUT_TYPES = ("model", "pt", "np", "latent")
-FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # arguments of from_pretrained
-PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained
+PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
 
 
 class PDiffPipeline(DiffusionPipeline):
@@ -46,8 +41,8 @@ class PDiffPipeline(DiffusionPipeline):
             every drawn network.
 
     Attributes:
-        metrics: How it was made and what was measured, the content of `metrics.json`; saved with the pipeline, whose
-            card shows it. None if not known, and for a pipeline from the Hub, whose own goes with it.
+        metrics: How it was made and what was measured: the content of the `metrics.json` that is saved with it. None
+            if not known, and of a pipeline from the Hub, whose own goes with it.
     """
 
     model_cpu_offload_seq = "denoiser->autoencoder"
@@ -67,13 +62,8 @@ class PDiffPipeline(DiffusionPipeline):
         image_processor_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            autoencoder=autoencoder,
-            denoiser=denoiser,
-            scheduler=scheduler,
-            processor=processor,
-            target_model=target_model,
-        )
+        self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
+        self.register_modules(processor=processor, target_model=target_model)
         if type(target_model).__module__.split(".")[0] not in LOADABLE_CLASSES:  # a class of the user's
             self.register_to_config(target_model=("pdiff_hf", "AnyTargetModel"))
         self.register_to_config(
@@ -189,13 +179,11 @@ class PDiffPipeline(DiffusionPipeline):
             parameters = self.autoencoder.decode(latents.float()).sample  # (num_models, D)
             fields = {"parameters": parameters.cpu().numpy() if output_type == "np" else parameters}
         if output_type == "model":
-            fields["models"] = DrawnNetworks(
-                self.target_model,
-                self.processor,
-                parameters,
-                self.config.image_processor_config or {},
-                self._provenance(num_models, num_inference_steps, generator, temperature),
-            )
+            sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature}
+            drawing = {**self._describe_source(), **sampling, "diffusers_version": diffusers.__version__}
+            provenance = number_draws(num_models, generator, drawing)
+            preprocessing = self.config.image_processor_config or {}
+            fields["models"] = DrawnNetworks(self.target_model, self.processor, parameters, preprocessing, provenance)
         self.maybe_free_model_hooks()
         output = PDiffPipelineOutput(**fields)
         return output if return_dict else output.to_tuple()
@@ -226,26 +214,11 @@ class PDiffPipeline(DiffusionPipeline):
             )
             yield cast(PDiffPipelineOutput, output)
 
-    def _provenance(
-        self,
-        num_models: int,
-        num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        temperature: float,
-    ) -> list[dict[str, Any]]:
-        snapshot = self._source if self._source and self._source.repository else None
-        shared = {
-            "generator": snapshot.repository.repo_id if snapshot and snapshot.repository else None,
-            "revision": snapshot.folder.name if snapshot else None,
-            "scheduler": type(self.scheduler).__name__,
-            "num_inference_steps": num_inference_steps,
-            "temperature": temperature,
-            "diffusers_version": diffusers.__version__,
-        }
-        if isinstance(generator, list):
-            return [{**shared, "seed": g.initial_seed(), "index": 0} for g in generator]
-        seed = None if generator is None else generator.initial_seed()
-        return [{**shared, "seed": seed, "index": i} for i in range(num_models)]
+    def _describe_source(self) -> dict[str, Any]:
+        repository = self._source.repository if self._source else None
+        commit = self._source.folder.name if self._source and repository else None
+        generator = repository.repo_id if repository else None
+        return {"generator": generator, "revision": commit, "scheduler": type(self.scheduler).__name__}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PDiffPipeline:
@@ -266,20 +239,10 @@ class PDiffPipeline(DiffusionPipeline):
             BrokenFileError: If a file is missing, damaged or does not fit the others.
             UnsafeFileError: If weights are pickled, or a class is none that this package reads.
         """
-        if kwargs.pop("use_safetensors", True) is False:
-            raise UnsafeFileError("use_safetensors=False asks for pickled weights, which are never read.")
-        name, known = str(pretrained_model_name_or_path), inspect.signature(cls.__init__).parameters
-        variant, device = kwargs.pop("variant", None), kwargs.pop("device_map", None)
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-        fetching = {key: kwargs.pop(key) for key in FETCHING if key in kwargs}
-        given = {role: kwargs[role] for role in COMPONENTS if kwargs.get(role) is not None}
-        if unknown := sorted(kwargs.keys() - known.keys()):
-            logger.warning(f"from_pretrained ignores {unknown}, which {cls.__name__} does not take.")
-        source = locate(name, fetching, variant, given)
-        stored = read_index(source.folder) | kwargs
-        settings = {key: value for key, value in stored.items() if key in known and key not in COMPONENTS}
-        pipe = cls(**load_components(source.folder, given, variant, dtype), **given, **settings)
-        pipe.register_to_config(_name_or_path=name)
+        device, known = kwargs.pop("device_map", None), inspect.signature(cls.__init__).parameters
+        source, arguments = load_arguments(str(pretrained_model_name_or_path), known, **kwargs)
+        pipe = cls(**arguments)
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipe._source = source
         if source.repository is None and (source.folder / "metrics.json").is_file():
             pipe.metrics = read_json(source.folder / "metrics.json")
@@ -298,31 +261,17 @@ class PDiffPipeline(DiffusionPipeline):
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> str | None:
-        """Saves the pipeline with its preprocessing, `metrics.json`, card and figures.
+        """Saves the pipeline with its preprocessing, `metrics.json`, card and figures; takes what diffusers takes.
 
-        The card is written from `metrics` anew, unless somebody wrote it by hand.
-
-        Args:
-            save_directory: Where.
-            *args: See `DiffusionPipeline.save_pretrained`.
-            push_to_hub: Push the folder too; then `repo_id`, `private`, `token`, `commit_message` and `create_pr` are
-                taken, see `push_to_hub`.
-            **kwargs: See `DiffusionPipeline.save_pretrained`.
-
-        Returns:
-            With `push_to_hub`, the address of the commit.
+        The card is written from `metrics`, unless somebody wrote it by hand. With `push_to_hub`, the arguments of the
+        method of that name are taken too, and the address of the commit is returned.
         """
         folder = Path(save_directory)
-        pushing = {
-            key: kwargs.pop(key) for key in ("private", "token", "commit_message", "create_pr") if key in kwargs
-        }
+        pushing = {key: kwargs.pop(key) for key in PUSHING if key in kwargs}
         repo_id = kwargs.pop("repo_id", folder.name)
         if kwargs.pop("safe_serialization", True) is False:
             raise UnsafeFileError("safe_serialization=False asks for pickled weights, which are never written.")
         attached = read_attachments(self._source, pushing.get("token"), push_to_hub)
-        if self.config.image_processor_config:
-            # In the order in which model_index.json keeps it, so that the file is the same after loading.
-            write_json(folder / "preprocessor_config.json", dict(sorted(self.config.image_processor_config.items())))
         super().save_pretrained(folder, *args, **kwargs)
         write_attachments(folder, self, attached)
         return share(folder, repo_id, **pushing) if push_to_hub else None

@@ -21,7 +21,7 @@ from ..folders import replace_folder, write_json, write_text
 from ..hub.cards import readdress, write_remote_code_card
 from ..hub.client import persistently
 from ..hub.safety import shareable_files
-from ..hub.sharing import push_folder
+from ..hub.sharing import push_files
 from .loading import COMPONENTS, component_files, locate, read_index
 from .pipeline_pdiff import PDiffPipeline
 
@@ -85,15 +85,14 @@ def push_remote_code(repo_id: str, token: str | bool | None = None) -> str:
         what = str(replace(source.repository, revision=BRANCH))
         persistently(lambda: api.create_branch(repo_id, branch=BRANCH, exist_ok=True), what)
         card = readdress((exported / "README.md").read_text(encoding="utf-8"), repo_id)
-        return push_folder(
-            exported,
+        contents: dict[str, Path | bytes] = {name: exported / name for name in shareable_files(exported, (".py",))}
+        return push_files(
+            contents | {"README.md": card.encode()},
             repo_id,
             revision=BRANCH,
             commit_message="The pipeline with its code",
             token=token,
-            rewritten={"README.md": card.encode()},
             replaces=("*.py", "*.json", "*.safetensors", "*.png"),
-            further_suffixes=(".py",),
         )
 
 

@@ -55,6 +55,9 @@ def write_attachments(folder: Path, pipe: Any, attached: dict[str, bytes]) -> No
 
     Figures that are there already stay, and a card that somebody wrote by hand, there or among the attachments.
     """
+    preprocessing = pipe.config.image_processor_config
+    if preprocessing:  # in the order in which model_index.json keeps it, so that the file is the same after loading
+        write_json(folder / "preprocessor_config.json", dict(sorted(preprocessing.items())))
     for name, content in attached.items():
         replaced = name == "metrics.json" or (name == "README.md" and not has_own_card(folder))
         if replaced or not (folder / name).exists():
