@@ -28,23 +28,22 @@ CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1 of a small fi
 class RepositoryFiles:
     """Where and how files of a repository are read.
 
-    Args:
-        repo_id: For example `"org/name"`.
-        repo_type: `"model"` or `"dataset"`.
-        revision: Branch, tag or commit; the main branch by default.
-        token: A token, `True` for the stored one, `False` for none, `None` for the stored one if there is one.
-        cache_dir: The cache's folder.
-        local_files_only: Take what is cached and ask nobody.
-        force_download: Fetch again what is cached.
+    Raises:
+        HubNotFoundError: If `repo_id` is no id.
     """
 
-    repo_id: str
-    repo_type: str = "model"
-    revision: str | None = None
+    repo_id: str  # "org/name"
+    repo_type: str = "model"  # or "dataset"
+    revision: str | None = None  # branch, tag or commit; the main branch by default
+    # A token, True for the stored one, False for none, None for the stored one if there is one.
     token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | Path | None = None
-    local_files_only: bool = False
-    force_download: bool = False
+    local_files_only: bool = False  # take what is cached and ask nobody
+    force_download: bool = False  # fetch again what is cached
+
+    def __post_init__(self) -> None:
+        if self.repo_id.count("/") != 1 or self.repo_id.startswith((".", "/", "~")):
+            raise HubNotFoundError(f"There is no folder {self.repo_id!r}, and it is no id on the Hub like 'org/name'.")
 
     def __str__(self) -> str:
         at = f" at {self.revision}" if self.revision else ""
@@ -53,17 +52,6 @@ class RepositoryFiles:
     @property
     def _how(self) -> dict[str, Any]:
         return {"repo_type": self.repo_type, "token": self.token, "cache_dir": self.cache_dir}
-
-    @classmethod
-    def named(cls, name: str, **how: Any) -> RepositoryFiles:
-        """Returns the repository of that id, for a name that is no folder.
-
-        Raises:
-            HubNotFoundError: If it is no id.
-        """
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise HubNotFoundError(f"There is no folder {name!r}, and it is no id on the Hub like 'org/name'.")
-        return cls(name, **how)
 
     def download(self, patterns: Sequence[str]) -> Path:
         """Brings the files that match into the cache, and checks each against its checksum, the cached ones too.

@@ -35,24 +35,12 @@ COMPONENTS = ("autoencoder/*", "denoiser/*", "scheduler/*", "processor/*", "targ
 PIPELINE = Kind("pipeline", "model", (*COMPONENTS, "metrics.json", *PICTURES))
 CHECKPOINTS = Kind("checkpoints dataset", "dataset", ("data/*", "target_model/*"))
 NETWORKS = Kind("drawn networks", "model", ("[0-9][0-9][0-9][0-9][0-9]/*",))
-
-
-def kind_of(folder: Path) -> Kind:
-    """Tells what a folder holds.
-
-    Raises:
-        UnsafeFileError: If it holds none of what this package shares.
-    """
-    if (folder / "model_index.json").is_file():
-        return PIPELINE
-    if (folder / "processor_config.json").is_file() and (folder / "data").is_dir():
-        return CHECKPOINTS
-    if (folder / "provenance.json").is_file() or (folder / "00000" / "provenance.json").is_file():
-        return NETWORKS
-    raise UnsafeFileError(
-        f"{str(folder)!r} is not shared: it is no pipeline (model_index.json), no checkpoints dataset "
-        "(processor_config.json and data/) and no drawn networks (provenance.json)."
-    )
+MARKS = {  # files that tell what a folder holds
+    ("model_index.json",): PIPELINE,
+    ("processor_config.json", "data"): CHECKPOINTS,
+    ("provenance.json",): NETWORKS,
+    ("00000/provenance.json",): NETWORKS,
+}
 
 
 def share(
@@ -87,7 +75,12 @@ def share(
         HubError: One of its subclasses; see `pdiff_hf.hub.client`.
     """
     folder = Path(folder)
-    kind = kind_of(folder)
+    kind = next((kind for names, kind in MARKS.items() if all((folder / name).exists() for name in names)), None)
+    if kind is None:
+        raise UnsafeFileError(
+            f"{str(folder)!r} is not shared: it is no pipeline (model_index.json), no checkpoints dataset "
+            "(processor_config.json and data/) and no drawn networks (provenance.json)."
+        )
     contents: dict[str, Path | bytes] = {name: folder / name for name in shareable_files(folder)}
     repo_id = prepare_repository(repo_id, kind.repo_type, private, token, write=not create_pr)
     commit = push_files(
@@ -102,8 +95,7 @@ def share(
     )
     if kind is CHECKPOINTS:
         # A generator fitted to the local folder then links to the zoo on the Hub.
-        path = folder / "collection.json"
-        write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"repo_id": repo_id})
+        write_json(folder / "collection.json", read_json(folder / "collection.json") | {"repo_id": repo_id})
     return commit_address(repo_id, kind.repo_type, commit)
 
 
@@ -221,13 +213,15 @@ def _rewritten(folder: Path, kind: Kind, repo_id: str) -> dict[str, bytes]:
     for name in ("collection.json", "metrics.json"):
         if (folder / name).is_file():
             content = published_value(read_json(folder / name))
-            if kind is CHECKPOINTS:
-                content |= {"repo_id": repo_id}
-            contents[name] = (json.dumps(content, indent=2) + "\n").encode()
+            contents[name] = _encoded(content | ({"repo_id": repo_id} if kind is CHECKPOINTS else {}))
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
         config = read_json(path) if path.is_file() else {}
         if config.pop("_name_or_path", None) is not None:  # where diffusers had loaded it from
-            contents[path.relative_to(folder).as_posix()] = (json.dumps(config, indent=2) + "\n").encode()
+            contents[path.relative_to(folder).as_posix()] = _encoded(config)
     if (folder / "README.md").is_file():
         contents["README.md"] = readdress((folder / "README.md").read_text(encoding="utf-8"), repo_id).encode()
     return contents
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -56,7 +56,7 @@ def read_metrics(
     """
     folder = Path(pipeline)
     if not folder.is_dir():
-        folder = RepositoryFiles.named(str(pipeline), revision=revision, token=token).download(["metrics.json"])
+        folder = RepositoryFiles(str(pipeline), revision=revision, token=token).download(["metrics.json"])
     return read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
 
 

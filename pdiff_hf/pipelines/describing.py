@@ -42,7 +42,7 @@ def describe_pipeline(
     if folder.is_dir():
         sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     else:
-        repository = RepositoryFiles.named(str(name), revision=revision, token=token)
+        repository = RepositoryFiles(str(name), revision=revision, token=token)
         api = HfApi(token=token)
 
         def ask() -> Any:

@@ -40,22 +40,14 @@ class Source:
     repository: RepositoryFiles | None = None
 
 
-def load_arguments(
-    name: str,
-    known: Collection[str],
-    *,
-    variant: str | None = None,
-    dtype: torch.dtype | dict[str, torch.dtype] | None = None,
-    use_safetensors: bool = True,
-    **kwargs: Any,
-) -> tuple[Source, dict[str, Any]]:
+def load_arguments(name: str, known: Collection[str], kwargs: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
     """Returns where a pipeline is, and the arguments of its constructor, whose names are `known`.
 
     Takes the arguments of `PDiffPipeline.from_pretrained`.
     """
-    if use_safetensors is False:
+    if kwargs.pop("use_safetensors", True) is False:
         raise UnsafeFileError("use_safetensors=False asks for pickled weights, which are never read.")
-    dtype = kwargs.pop("torch_dtype", dtype)
+    variant, dtype = kwargs.pop("variant", None), kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
     fetching = {key: kwargs.pop(key) for key in FETCHING if key in kwargs}
     given = {role: kwargs[role] for role in COMPONENTS if kwargs.get(role) is not None}
     if unknown := sorted(kwargs.keys() - set(known)):
@@ -74,7 +66,7 @@ def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, g
     """
     if Path(name).is_dir():
         return Source(Path(name))
-    repository = RepositoryFiles.named(name, **{key: value for key, value in fetching.items() if value is not None})
+    repository = RepositoryFiles(name, **{key: value for key, value in fetching.items() if value is not None})
     folder = repository.download(ROOT_FILES[:1])
     names = repository.names(folder)
     wanted = [name for name in ROOT_FILES if name in names]
@@ -162,19 +154,17 @@ def _allowed_class(role: str, entry: Any, folder: Path) -> Any:
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
         raise BrokenFileError(f"model_index.json in {str(folder)!r} names no class for {role!r}, but {entry!r}.")
     library, name = entry
-    own = {cls.__name__: cls for cls in component_classes(role).values()} if role in OWN_CLASSES else {}
-    if library == "pdiff_hf" and name in own:
-        return own[name]
-    # Only what is imported already: a repository's name for a module must not import it.
-    found = getattr(sys.modules.get(library), name, None)
-    base, expected = {
-        "scheduler": (SchedulerMixin if library == "diffusers" else (), "a scheduler of diffusers"),
-        "target_model": (
-            PreTrainedModel,
-            "a network of transformers or pdiff_hf; import the module of your own one first, or pass target_model=",
-        ),
-    }.get(role, ((), f"one of {list(own)} of pdiff_hf"))
-    if isinstance(found, type) and issubclass(found, base):
+    if role in OWN_CLASSES:
+        own = {cls.__name__: cls for cls in component_classes(role).values()}
+        if library == "pdiff_hf" and name in own:
+            return own[name]
+        base, expected = None, f"one of {list(own)} of pdiff_hf"
+    if role == "scheduler":
+        base, expected = SchedulerMixin if library == "diffusers" else None, "a scheduler of diffusers"
+    elif role == "target_model":
+        base, expected = PreTrainedModel, f"{expected} or transformers, or of a module of yours that you import first"
+    found = getattr(sys.modules.get(library), name, None)  # nothing is imported at a repository's word
+    if base is not None and isinstance(found, type) and issubclass(found, base):
         return found
     raise UnsafeFileError(f"model_index.json says that {role} is {library}.{name}, but it must be {expected}.")
 

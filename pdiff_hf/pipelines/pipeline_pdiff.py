@@ -240,7 +240,7 @@ class PDiffPipeline(DiffusionPipeline):
             UnsafeFileError: If weights are pickled, or a class is none that this package reads.
         """
         device, known = kwargs.pop("device_map", None), inspect.signature(cls.__init__).parameters
-        source, arguments = load_arguments(str(pretrained_model_name_or_path), known, **kwargs)
+        source, arguments = load_arguments(str(pretrained_model_name_or_path), known, kwargs)
         pipe = cls(**arguments)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipe._source = source

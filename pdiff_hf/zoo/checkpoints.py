@@ -167,7 +167,7 @@ def load_checkpoints(
     folder, name = Path(dataset_name), str(dataset_name)
     if not folder.is_dir():
         how: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        repository = RepositoryFiles.named(name, repo_type="dataset", **how)
+        repository = RepositoryFiles(name, repo_type="dataset", **how)
         folder = repository.download(DATASET_FILES)
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
