@@ -55,7 +55,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from pdiff_hf import PDiffPipeline, share
-    from pdiff_hf.hub.push import prepare_repository
+    from pdiff_hf.hub.sharing import prepare_repository
     from pdiff_hf.pipelines.sampling import sample_to_folder
 
     if arguments.output_dir is None and arguments.push_to is None:
@@ -63,7 +63,7 @@ def sample(arguments: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     private = True if arguments.private else None
     if arguments.push_to is not None:
-        prepare_repository(arguments.push_to, private=private, token=arguments.token)  # fails before the work is done
+        prepare_repository(arguments.push_to, "model", private, arguments.token)  # fails before the work is done
     pipe = PDiffPipeline.from_pretrained(arguments.pipeline, revision=arguments.revision, token=arguments.token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output_dir or os.path.join(temporary, "drawn")
@@ -88,7 +88,7 @@ def audit(flags: list[str]) -> None:
 def push(arguments: argparse.Namespace) -> None:
     """Pushes a pipeline, a checkpoints dataset or drawn networks."""
     from pdiff_hf import append_checkpoints, load_checkpoints, share
-    from pdiff_hf.pipelines.export import push_remote_code
+    from pdiff_hf.pipelines.remote_code import push_remote_code
 
     private = True if arguments.private else None
     if arguments.append:

@@ -46,6 +46,10 @@ from .zoo.trajectory import collect
 
 __version__ = "0.1.0"
 
+# model_index.json names every component as one of `pdiff_hf`; a new row of the table needs no further line here.
+for _role in _registration.COMPONENTS:
+    globals().update({_cls.__name__: _cls for _cls in _registration.component_classes(_role).values()})
+
 __all__ = [
     "AdaptedModel",
     "AnyTargetModel",

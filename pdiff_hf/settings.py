@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .hub.push import prepare_repository
-from .hub.sharing import share
+from .hub.sharing import prepare_repository, share
 
 
 def setting(default: Any, help: str) -> Any:

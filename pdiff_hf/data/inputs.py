@@ -6,11 +6,13 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import datasets
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    import datasets
 
 # One tensor is a network's first positional argument (`pixel_values`); a mapping, such as what a tokenizer returns, is
 # passed by name (`input_ids`, `attention_mask`, …). The first axis of each tensor counts the examples.

@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..folders import replace_folder, write_json
-from ..hub import cards
+from ..folders import replace_folder
 from ..hub.cards import PICTURES
-from ..pipelines.card import write_pipeline_card
 from ..pipelines.pipeline_pdiff import PDiffPipeline
+from ..pipelines.saving import write_metrics
 
 
 def add_report(
@@ -28,6 +27,5 @@ def add_report(
     with replace_folder(folder) as temporary:
         for picture in PICTURES:
             shutil.copy(Path(report) / picture, temporary / picture)
-        write_json(temporary / "metrics.json", metrics)
-    if not cards.has_own_card(folder):
-        write_pipeline_card(folder, pipe, metrics)  # now that all files are there, whose sizes it states
+    pipe.metrics = metrics
+    write_metrics(Path(folder), pipe)

@@ -7,9 +7,10 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import httpx2
 from diffusers.utils import logging
@@ -29,17 +30,20 @@ from huggingface_hub.errors import (
 
 logger = logging.get_logger(__name__)
 
-BACK_OFF = (1.0, 4.0)  # seconds to wait before the second and third attempt
+BACK_OFF = (1.0, 4.0)  # seconds to wait before the second and before each further attempt
 CONNECT_TIMEOUT = 10.0  # seconds
 ANSWER_TIMEOUT = 120.0  # seconds without a byte; a large commit takes the Hub a while
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+# Two failures have neither a status nor a class of their own, only a text: hf_xet raises ConnectionError for all of
+# its own, and large files that the Hub does not take are listed in an answer of status 200.
 XET_REFUSAL = re.compile(r"\((?:401|403|404) ")
+LFS_REFUSAL = re.compile(r"OID \w+: `([^`\n]*)")
 
 Result = TypeVar("Result")
 
 
 class HubError(OSError):
-    """A call to the Hub failed; the message says why and how to mend it."""
+    """A call to the Hub failed; the message says why and what to do."""
 
 
 class HubNotFoundError(HubError):
@@ -63,31 +67,83 @@ class HubQuotaError(HubError):
 
 
 class CorruptFileError(HubError):
-    """A file's content is not what its checksum says, after it was fetched twice."""
+    """A file's content does not match its checksum, after it was fetched twice."""
 
 
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turns the many exceptions of the Hub's clients into a `HubError` about `what`, for example "pipeline 'a/b'"."""
-    try:
-        yield
-    except HubError:
-        raise
-    except Exception as error:
-        _raise_explained(error, what)
+# What an error means, by its class, by the status of an answer, or by a sign that `_signs` names.
+MEANINGS: dict[type[HubError], dict[type[BaseException] | int | str, str]] = {
+    HubAccessError: {
+        "unknown token": "The Hub does not know the token sent for the {what}; `hf auth login`, or pass another one.",
+        "storage refuses": "The Hub's storage does not let this token in for the {what} ({brief}).",
+        GatedRepoError: "The {what} is gated: ask for access on its page, then `hf auth login` or pass your token.",
+        DisabledRepoError: "The {what} has been disabled on the Hub.",
+        403: "The Hub does not allow this for the {what}: {reason}.",
+    },
+    HubNotFoundError: {
+        RevisionNotFoundError: "The {what} has no such revision ({reason}); pass a branch, tag or commit of its page.",
+        RemoteEntryNotFoundError: "The {what} lacks a file that was asked for: {path}.",
+        **dict.fromkeys(
+            (RepositoryNotFoundError, 401, 404),
+            "There is no {what} that this token can see: the name is wrong, or it is private. Check the name, and log "
+            "in with `hf auth login` or pass a token that may read it.",
+        ),
+        HFValidationError: "The {what} has no valid name; give a folder that exists, or an id like 'org/name'.",
+    },
+    HubConflictError: dict.fromkeys(
+        (409, 412), "Someone else has changed the {what} meanwhile; look at its history, then push again."
+    ),
+    HubQuotaError: {
+        **dict.fromkeys((402, 413, 507), "The Hub has no room for the {what}: {reason}."),
+        "files refused": "The Hub took no files for the {what}: {reason}.",
+        "disk full": "The disk has no space left for the {what}; free some, or set HF_HOME to a larger one.",
+    },
+    HubUnreachableError: {
+        "not to be asked": "The {what} is not cached on this machine, and the Hub was not to be asked.",
+        OfflineModeIsEnabled: "The {what} is not cached on this machine; unset HF_HUB_OFFLINE=1 to fetch it.",
+        httpx2.TransportError: "The Hub could not be reached for the {what} ({brief}). Check the connection and "
+        "HF_ENDPOINT, then run it again: what has arrived is kept.",
+        ConnectionError: "The Hub's storage could not be reached for the {what} ({brief}).",
+        **dict.fromkeys(
+            (json.JSONDecodeError, FileMetadataError),
+            "The Hub's answer for the {what} was not one of a Hub ({brief}); check HF_ENDPOINT, and any proxy.",
+        ),
+        **dict.fromkeys(
+            RETRIED_STATUS, "The Hub answered {status} for the {what}, again and again; run it again later."
+        ),
+    },
+    CorruptFileError: {"wrong size": "A file of the {what} has not the size that the Hub names ({brief})."},
+    HubError: {HfHubHTTPError: "The Hub refused the {what} with status {status}: {reason}."},
+}
 
 
-def persistently(action: Callable[[], Result], what: str) -> Result:
-    """Calls `action`, which must be safe to repeat, up to three times; see `hub_errors` for what it raises."""
-    for wait in (*BACK_OFF, None):
+def persistently(
+    action: Callable[[], Result],
+    what: str,
+    attempts: int = len(BACK_OFF) + 1,
+    is_worth_repeating: Callable[[Exception], bool] | None = None,
+) -> Result:
+    """Calls `action`, which must be safe to repeat, until it succeeds, or fails for good, or for the last time.
+
+    `what` names the repository, for example "model 'a/b'"; errors are repeated that are transient, or that
+    `is_worth_repeating` says of.
+
+    Raises:
+        HubError: One of its subclasses, for the many exceptions of the Hub's clients.
+    """
+    for attempt in range(attempts):
         try:
             with deadlines():
                 return action()
+        except HubError:
+            raise
         except Exception as error:
-            if wait is None or not is_transient(error):
-                _raise_explained(error, what)
-            logger.warning(f"The Hub did not answer as expected for {what} ({_brief(error)}); trying again.")
-            time.sleep(max(wait, retry_after(error)))
+            if attempt == attempts - 1 or not (is_worth_repeating or is_transient)(error):
+                explained = explain(error, what)
+                if explained is None:
+                    raise
+                raise explained from error
+            logger.warning(f"The Hub did not answer as expected for the {what} ({_brief(error)}); trying again.")
+            time.sleep(max(BACK_OFF[min(attempt, len(BACK_OFF) - 1)], retry_after(error)))
     raise AssertionError("unreachable")
 
 
@@ -98,25 +154,24 @@ def deadlines() -> Iterator[None]:
     Without them a server that hangs holds a push for ever. A client that the user has given timeouts keeps them.
     """
     client = get_session()
-    with _deadlines_lock:
-        if client.timeout == httpx2.Timeout(None):
+    with _lending:
+        is_lent = client in _borrowers or client.timeout == httpx2.Timeout(None)
+        if is_lent:
             client.timeout = httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
-            _deadlines_users[client] = 0
-        if client in _deadlines_users:
-            _deadlines_users[client] += 1
+            _borrowers[client] += 1
     try:
         yield
     finally:
-        with _deadlines_lock:
-            if client in _deadlines_users:
-                _deadlines_users[client] -= 1
-                if not _deadlines_users[client]:
-                    del _deadlines_users[client]
-                    client.timeout = httpx2.Timeout(None)
+        with _lending:
+            _borrowers[client] -= is_lent
+            if is_lent and not _borrowers[client]:
+                client.timeout = httpx2.Timeout(None)
+            if not _borrowers[client]:
+                del _borrowers[client]
 
 
-_deadlines_lock = threading.Lock()
-_deadlines_users: dict[httpx2.Client, int] = {}  # calls under way with timeouts that were lent to a client
+_lending = threading.Lock()
+_borrowers: Counter[httpx2.Client] = Counter()  # calls under way with timeouts that were lent to a client
 
 
 def is_transient(error: BaseException) -> bool:
@@ -128,118 +183,57 @@ def is_transient(error: BaseException) -> bool:
         asked_once = isinstance(cause, HfHubHTTPError) and "/revision/" in cause.response.request.url.path
         return isinstance(cause, FileMetadataError) or (cause is not None and asked_once and is_transient(cause))
     if isinstance(error, RuntimeError):  # an upload: a damaged object, an expired address or a lost part
-        return isinstance(error.__cause__, ValueError) or _status(error.__cause__) in (400, 403, 404, 422)
+        cause = error.__cause__
+        refused = isinstance(cause, HfHubHTTPError) and cause.response.status_code in (400, 403, 404, 422)
+        return refused or isinstance(cause, ValueError)
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in RETRIED_STATUS
-    if isinstance(error, httpx2.TransportError | json.JSONDecodeError):
-        return True
-    if isinstance(error, ConnectionError):  # hf_xet's only error; its text holds the status
-        return not XET_REFUSAL.search(str(error))
-    return _is_of_wrong_size(error)
-
-
-def _raise_explained(error: Exception, what: str) -> NoReturn:
-    for cause in _chain(error):
-        explained = _explain(cause, what)
-        if explained is not None:
-            raise explained from error
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        raise HubError(f"A file of the {what} could not be sent ({_brief(error.__cause__)}).") from error
-    raise error
-
-
-def _explain(error: BaseException, what: str) -> HubError | None:
-    if isinstance(error, HfHubHTTPError):
-        return _explain_answer(error, what)
-    if isinstance(error, OfflineModeIsEnabled):
-        return HubUnreachableError(
-            f"The {what} is not cached on this machine, and HF_HUB_OFFLINE=1 forbids to look on the Hub; unset it, or "
-            "load it once while online."
-        )
-    if isinstance(error, httpx2.TransportError):
-        return HubUnreachableError(
-            f"The Hub could not be reached for the {what} ({_brief(error)}). Check the connection and HF_ENDPOINT, "
-            "then run it again: what has arrived is kept."
-        )
-    if isinstance(error, json.JSONDecodeError):
-        return HubUnreachableError(
-            f"The Hub's answer for the {what} was not JSON; a proxy may stand between. Run it again, or check "
-            "HF_ENDPOINT and the proxy."
-        )
-    if isinstance(error, ConnectionError) and XET_REFUSAL.search(str(error)):
-        return HubAccessError(f"The Hub's storage does not let this token in for the {what} ({_brief(error)}).")
     if isinstance(error, ConnectionError):
-        return HubUnreachableError(f"The Hub's storage could not be reached for the {what} ({_brief(error)}).")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return HubQuotaError(
-            f"There is no space left on this machine's disk for the {what}; free some, or set HF_HOME to a larger one."
-        )
-    if isinstance(error, FileMetadataError):
-        return HubUnreachableError(
-            f"The Hub's answer for the {what} was not whole; a proxy may stand between ({_brief(error)})."
-        )
-    if _is_of_wrong_size(error):
-        return CorruptFileError(f"A file of the {what} has not the size that the Hub names ({_brief(error)}).")
-    if isinstance(error, HFValidationError):
-        return HubNotFoundError(f"The {what} has no valid name; give a folder that exists, or an id like 'org/name'.")
-    if isinstance(error, ValueError) and "LFS batch API" in str(error):
-        reasons = sorted(set(re.findall(r"OID \w+: `([^`\n]*)", _scrubbed(str(error)))))
-        return HubQuotaError(f"The Hub took no files for the {what}: {'; '.join(reasons) or _brief(error)}.")
-    if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
-        return HubError(f"The Hub refused the card of the {what}: {_brief(error)} Mend the header of its README.md.")
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is None and error.__context__ is None:
-        return HubUnreachableError(f"The {what} is not cached on this machine, and the Hub was not to be asked.")
+        return not XET_REFUSAL.search(str(error))
+    return isinstance(error, httpx2.TransportError | json.JSONDecodeError) or _is_of_wrong_size(error)
+
+
+def explain(error: BaseException, what: str) -> HubError | None:
+    """Returns the `HubError` for an error or for the first of its causes that is understood, else None."""
+    current: BaseException | None = error
+    while current is not None:  # the truth is often only in what caused it
+        for sign in _signs(current):
+            for cls, sentences in MEANINGS.items():
+                if sign in sentences:
+                    return cls(sentences[sign].format(what=what, **_details(current)))
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        return HubError(f"A file of the {what} could not be sent ({_brief(error.__cause__)}).")
     return None
 
 
-def _explain_answer(error: HfHubHTTPError, what: str) -> HubError:
-    status, said = error.response.status_code, _scrubbed(error.server_message or "")
-    if isinstance(error, GatedRepoError):
-        return HubAccessError(
-            f"The {what} is gated: ask for access on its page on the Hub, then log in with `hf auth login`, or pass "
-            "the token of an account that was let in."
-        )
-    if isinstance(error, DisabledRepoError):
-        return HubAccessError(f"The {what} has been disabled on the Hub.")
-    if isinstance(error, RevisionNotFoundError):
-        return HubNotFoundError(
-            f"The {what} has no such revision ({said}); pass a branch, tag or commit that its page lists."
-        )
-    if isinstance(error, RemoteEntryNotFoundError):
-        return HubNotFoundError(f"The {what} lacks a file that was asked for: {error.response.request.url.path}.")
-    if status == 401 and "Invalid credentials" in said:
-        return HubAccessError(
-            f"The Hub does not know the token that was sent for the {what}; it may be mistyped or revoked. Log in "
-            "with `hf auth login`, or pass another one."
-        )
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-        return HubNotFoundError(
-            f"There is no {what} that this token can see: the name is wrong, or it is private. Check the name, and "
-            "log in with `hf auth login` or pass a token that may read it."
-        )
-    if status == 403:
-        return HubAccessError(f"The Hub does not allow this for the {what}: {said.rstrip('.') or 'forbidden'}.")
-    if status in (402, 413, 507):
-        return HubQuotaError(f"The Hub has no room for the {what}: {said or status}.")
-    if status in (409, 412):
-        return HubConflictError(
-            f"Someone else has changed the {what} meanwhile; look at its history, then push again."
-        )
-    if status in RETRIED_STATUS:
-        return HubUnreachableError(
-            f"The Hub answered {status} for the {what}, again and again; nothing is lost: run it again later."
-        )
-    return HubError(f"The Hub refused the {what} with status {status}: {said or 'no reason given'}.")
+def _signs(error: BaseException) -> Iterator[type[BaseException] | int | str]:
+    """Yields what an error is known by, from the particular to the general."""
+    if isinstance(error, HfHubHTTPError):
+        if error.response.status_code == 401 and "Invalid credentials" in str(error.server_message):
+            yield "unknown token"  # any other 401 hides a private repository
+        yield from type(error).__mro__[: type(error).__mro__.index(HfHubHTTPError)]
+        yield error.response.status_code
+    elif isinstance(error, ConnectionError) and XET_REFUSAL.search(str(error)):
+        yield "storage refuses"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        yield "disk full"
+    elif isinstance(error, LocalEntryNotFoundError) and error.__cause__ is None and error.__context__ is None:
+        yield "not to be asked"
+    elif type(error) is ValueError and LFS_REFUSAL.search(str(error)):
+        yield "files refused"
+    elif _is_of_wrong_size(error):
+        yield "wrong size"
+    yield from type(error).__mro__
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and what caused it: the truth is often only there."""
-    current: BaseException | None = error
-    for _ in range(8):
-        if current is None:
-            return
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+def _details(error: BaseException) -> dict[str, object]:
+    """Returns what the sentences of `MEANINGS` may name."""
+    if isinstance(error, HfHubHTTPError):
+        status, reason = error.response.status_code, _scrubbed(error.server_message or "").rstrip(".")
+        return {"status": status, "reason": reason or status, "path": error.response.request.url.path}
+    refused = sorted(set(LFS_REFUSAL.findall(str(error))))
+    return {"brief": _brief(error), "reason": _scrubbed("; ".join(refused))}
 
 
 def retry_after(error: Exception) -> float:
@@ -252,17 +246,13 @@ def retry_after(error: Exception) -> float:
 
 
 def _is_of_wrong_size(error: BaseException) -> bool:
-    return isinstance(error, OSError) and "Consistency check failed" in str(error)
-
-
-def _status(error: BaseException | None) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    return type(error) is OSError and error.errno is None  # the client's only plain one; others have a class or number
 
 
 def _brief(error: BaseException) -> str:
-    text = " ".join(_scrubbed(str(error)).split())
+    text = _scrubbed(str(error))
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def _scrubbed(text: str) -> str:
-    return re.sub(r"\bhf_\w+", "hf_…", text)
+    return re.sub(r"\bhf_\w+", "hf_…", " ".join(text.split()))  # one line, without a token

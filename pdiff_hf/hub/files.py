@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -11,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging
-from huggingface_hub import (
-    HfApi,
-    get_cached_repo_tree,
-    hf_hub_download,
-    snapshot_download,
-)
+from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from .client import CorruptFileError, HubNotFoundError, HubUnreachableError, persistently
 from .safety import matches, require_inside
@@ -26,46 +21,37 @@ from .safety import matches, require_inside
 logger = logging.get_logger(__name__)
 
 OUTSIDE = ["/*", "../*", "*/../*", "?:*", "*/?:*"]  # patterns of names that lead out of a repository
-CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-Content = Path | bytes
+CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1 of a small file, SHA-256 of a large one
 
 
 @dataclass(frozen=True)
 class RepositoryFiles:
     """Where and how files of a repository are read.
 
-    Args:
-        repo_id: For example `"org/name"`.
-        repo_type: `"model"` or `"dataset"`.
-        revision: Branch, tag or commit; the main branch by default.
-        token: A token, `True` for the stored one, `False` for none, `None` for the stored one if there is one.
-        cache_dir: The cache's folder.
-        local_files_only: Take what is cached and ask nobody.
-        force_download: Fetch again what is cached.
+    Raises:
+        HubNotFoundError: If `repo_id` is no id.
     """
 
-    repo_id: str
-    repo_type: str = "model"
-    revision: str | None = None
+    repo_id: str  # "org/name"
+    repo_type: str = "model"  # or "dataset"
+    revision: str | None = None  # branch, tag or commit; the main branch by default
+    # A token, True for the stored one, False for none, None for the stored one if there is one.
     token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | Path | None = None
-    local_files_only: bool = False
-    force_download: bool = False
+    local_files_only: bool = False  # take what is cached and ask nobody
+    force_download: bool = False  # fetch again what is cached
+
+    def __post_init__(self) -> None:
+        if self.repo_id.count("/") != 1 or self.repo_id.startswith((".", "/", "~")):
+            raise HubNotFoundError(f"There is no folder {self.repo_id!r}, and it is no id on the Hub like 'org/name'.")
 
     def __str__(self) -> str:
         at = f" at {self.revision}" if self.revision else ""
         return f"{self.repo_type} {self.repo_id!r}{at}"
 
-    @classmethod
-    def named(cls, name: str, **how: Any) -> RepositoryFiles:
-        """Returns the repository of that id, for a name that is no folder.
-
-        Raises:
-            HubNotFoundError: If it is no id.
-        """
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise HubNotFoundError(f"There is no folder {name!r}, and it is no id on the Hub like 'org/name'.")
-        return cls(name, **how)
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"repo_type": self.repo_type, "token": self.token, "cache_dir": self.cache_dir}
 
     def download(self, patterns: Sequence[str]) -> Path:
         """Brings the files that match into the cache, and checks each against its checksum, the cached ones too.
@@ -79,17 +65,9 @@ class RepositoryFiles:
         """
 
         def fetch(cached_only: bool = self.local_files_only) -> str:
-            return snapshot_download(
-                self.repo_id,
-                repo_type=self.repo_type,
-                revision=self.revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=OUTSIDE,  # those are refused below, where all names are known
-                token=self.token,
-                cache_dir=self.cache_dir,
-                local_files_only=cached_only,
-                force_download=self.force_download,
-            )
+            names: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": OUTSIDE}  # refused below
+            how: dict[str, Any] = {"local_files_only": cached_only, "force_download": self.force_download}
+            return snapshot_download(self.repo_id, revision=self.revision, **names, **how, **self._how)
 
         try:
             folder = Path(persistently(fetch, str(self)))
@@ -108,18 +86,17 @@ class RepositoryFiles:
             require_inside(name)
         checksums = self._checksums(folder, wanted)
         for name in wanted:
-            self._verify(folder, name, checksums.get(name, ""))
+            if not _is_intact(folder / name, checksums.get(name)):
+                self._fetch_again(folder, name)
         return folder
 
     def names(self, folder: Path) -> list[str]:
         """Returns the names of all files of the snapshot, fetched or not."""
+        where: dict[str, Any] = {"repo_type": self.repo_type, "revision": folder.name, "cache_dir": self.cache_dir}
         try:
-            tree = get_cached_repo_tree(
-                self.repo_id, repo_type=self.repo_type, revision=folder.name, cache_dir=self.cache_dir
-            )
+            return [file.path for file in get_cached_repo_tree(self.repo_id, **where)]
         except CachedRepoTreeNotFoundError:  # offline, and cached by a client that kept no list
             return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        return [file.path for file in tree]
 
     def _checksums(self, folder: Path, names: Sequence[str]) -> dict[str, str]:
         """Returns the checksum of each file: the name that the cache keeps it under, else what the Hub says."""
@@ -128,71 +105,43 @@ class RepositoryFiles:
         known = {name: checksum for name, checksum in kept.items() if CHECKSUM.fullmatch(checksum)}
         unknown = [name for name in names if name not in known]
         if unknown and not self.local_files_only:
-            api, commit = HfApi(token=self.token), folder.name
+            api = HfApi(token=self.token)
+            where: dict[str, Any] = {"repo_type": self.repo_type, "revision": folder.name}
             try:
-                files = persistently(
-                    lambda: api.get_paths_info(self.repo_id, unknown, repo_type=self.repo_type, revision=commit),
-                    str(self),
-                )
+                files = persistently(lambda: api.get_paths_info(self.repo_id, unknown, **where), str(self))
             except HubUnreachableError:
                 return known
-            for file in files:
-                if isinstance(file, RepoFile):
-                    known[file.path] = file.lfs.sha256 if file.lfs is not None else file.blob_id
+            listed = {file.path: file for file in files if isinstance(file, RepoFile)}
+            known |= {name: file.lfs.sha256 if file.lfs else file.blob_id for name, file in listed.items()}
         return known
 
-    def _verify(self, folder: Path, name: str, checksum: str) -> None:
-        if _is_intact(folder / name, checksum):
-            return
+    def _fetch_again(self, folder: Path, name: str) -> None:
         logger.warning(f"{name!r} of the {self} is damaged; fetching it again.")
 
-        def fetch_again() -> str:
+        def fetch() -> str:
             # The client leaves a link that is there already, even where it leads to a file under a wrong name.
             (folder / name).unlink(missing_ok=True)
-            return hf_hub_download(
-                self.repo_id,
-                name,
-                repo_type=self.repo_type,
-                revision=folder.name,
-                token=self.token,
-                cache_dir=self.cache_dir,
-                force_download=True,
-            )
+            return hf_hub_download(self.repo_id, name, revision=folder.name, force_download=True, **self._how)
 
         damaged = (folder / name).resolve()
         try:
             if self.local_files_only:
                 raise HubUnreachableError("The Hub was not to be asked.")
-            persistently(fetch_again, str(self))
+            persistently(fetch, str(self))
         except HubUnreachableError as error:
             raise CorruptFileError(
                 f"{name!r} of the {self} is damaged in the cache ({damaged}), and could not be fetched again: {error}"
             ) from error
-        if not _is_intact(folder / name, self._checksums(folder, [name]).get(name, "")):
+        if not _is_intact(folder / name, self._checksums(folder, [name]).get(name)):
             raise CorruptFileError(
-                f"{name!r} of the {self} is not what its checksum says, although it was fetched again; whoever pushed "
+                f"{name!r} of the {self} does not match its checksum, although it was fetched again; whoever pushed "
                 "it should push it anew."
             )
 
 
-def _is_intact(path: Path, checksum: str) -> bool:
-    """Compares a file with its checksum, if that is known: SHA-256 of large ones, git's SHA-1 of small ones."""
-    if not checksum:
-        return True
-    return (sha256_of(path) if len(checksum) == 64 else git_oid_of(path.read_bytes())) == checksum
-
-
-def sha256_of(content: Content) -> str:
-    """Returns the checksum of a large file, in hexadecimal digits."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    digest = hashlib.sha256()
-    with content.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def git_oid_of(content: bytes) -> str:
-    """Returns git's id of a small file, in hexadecimal digits."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def _is_intact(path: Path, checksum: str | None) -> bool:
+    """Compares a file with its checksum, if that is known."""
+    if checksum is None or not path.is_file():
+        return checksum is None
+    with path.open("rb") as file:
+        return checksum == (sha_fileobj(file).hex() if len(checksum) == 64 else git_hash(file.read()))

@@ -92,7 +92,7 @@ def read_metrics(
     """
     folder = Path(pipeline)
     if not folder.is_dir():
-        folder = RepositoryFiles.named(str(pipeline), revision=revision, token=token).download(["metrics.json"])
+        folder = RepositoryFiles(str(pipeline), revision=revision, token=token).download(["metrics.json"])
     return read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
 
 
@@ -222,7 +222,7 @@ def _eval_results(metrics: Mapping[str, Any], dataset_name: str | None) -> list[
 
 
 def _sizes(folder: Path, parameter_dim: int, zoo_count: int | None) -> dict[str, str | None]:
-    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
     network = sum(path.stat().st_size for path in (folder / "target_model").glob("*.safetensors"))
     return {
         "repository": describe_bytes(whole),

@@ -14,7 +14,7 @@ from ..hub import client as hub_client
 from ..hub.client import HubNotFoundError, persistently
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, read_json
-from .files import COMPONENTS, read_index
+from .loading import COMPONENTS, read_index
 
 DESCRIBING = ("model_index.json", "metrics.json", "processor/processor_config.json", "*/config.json")
 
@@ -42,7 +42,7 @@ def describe_pipeline(
     if folder.is_dir():
         sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     else:
-        repository = RepositoryFiles.named(str(name), revision=revision, token=token)
+        repository = RepositoryFiles(str(name), revision=revision, token=token)
         api = HfApi(token=token)
 
         def ask() -> Any:

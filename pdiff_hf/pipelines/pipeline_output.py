@@ -169,6 +169,16 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
         write_json(folder / "provenance.json", self.provenance[index])
 
 
+def number_draws(
+    count: int, generator: torch.Generator | list[torch.Generator] | None, drawing: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns the provenance of each network: what describes all of them, and its seed and place in the call."""
+    if isinstance(generator, list):
+        return [{**drawing, "seed": g.initial_seed(), "index": 0} for g in generator]
+    seed = None if generator is None else generator.initial_seed()
+    return [{**drawing, "seed": seed, "index": i} for i in range(count)]
+
+
 @dataclass
 class PDiffPipelineOutput(BaseOutput):
     """What `PDiffPipeline` returns.

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
-from ..models.conv_autoencoder import ParameterAutoencoder
-from ..models.conv_denoiser import ParameterDenoiser
-from ..models.linear_autoencoder import LinearParameterAutoencoder
-from ..models.mlp_denoiser import MLPParameterDenoiser
-from ..targets.processing_parameters import ParameterProcessor
-from .pipeline_output import DrawnNetworks, PDiffPipelineOutput
-from .shared import SharedPipeline
+from ..hub.safety import UnsafeFileError, read_json
+from ..hub.sharing import share
+from .loading import Source, load_arguments, locate
+from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, number_draws
+from .saving import read_attachments, write_attachments
 
 OUTPUT_TYPES = ("model", "pt", "np", "latent")
+PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
 
 
-class PDiffPipeline(SharedPipeline):
+class PDiffPipeline(DiffusionPipeline):
     """Draws parameter subsets from noise (Neural Network Diffusion, arXiv 2402.13144) and puts them into a network.
 
     Args:
@@ -37,30 +39,31 @@ class PDiffPipeline(SharedPipeline):
         default_num_inference_steps: Steps of the sampler if the call names none.
         image_processor_config: Preprocessing of the network's images; saved as `preprocessor_config.json`, and with
             every drawn network.
+
+    Attributes:
+        metrics: How it was made and what was measured: the content of the `metrics.json` that is saved with it. None
+            if not known, and of a pipeline from the Hub, whose own goes with it.
     """
 
     model_cpu_offload_seq = "denoiser->autoencoder"
     _exclude_from_cpu_offload = ["target_model"]
     _callback_tensor_inputs = ["latents"]
+    metrics: dict[str, Any] | None = None
+    _source: Source | None = None
 
     def __init__(
         self,
-        autoencoder: ParameterAutoencoder | LinearParameterAutoencoder,
-        denoiser: ParameterDenoiser | MLPParameterDenoiser,
+        autoencoder: ModelMixin,
+        denoiser: ModelMixin,
         scheduler: SchedulerMixin,
-        processor: ParameterProcessor,
+        processor: ConfigMixin,
         target_model: PreTrainedModel,
         default_num_inference_steps: int = 20,
         image_processor_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            autoencoder=autoencoder,
-            denoiser=denoiser,
-            scheduler=scheduler,
-            processor=processor,
-            target_model=target_model,
-        )
+        self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
+        self.register_modules(processor=processor, target_model=target_model)
         if type(target_model).__module__.split(".")[0] not in LOADABLE_CLASSES:  # a class of the user's
             self.register_to_config(target_model=("pdiff_hf", "AnyTargetModel"))
         self.register_to_config(
@@ -171,23 +174,18 @@ class PDiffPipeline(SharedPipeline):
         latents = latents * temperature
 
         # 4. Decode
-        output = PDiffPipelineOutput(latents=latents)
+        fields: dict[str, Any] = {"latents": latents}
         if output_type != "latent":
             parameters = self.autoencoder.decode(latents.float()).sample  # (num_models, D)
-            output = PDiffPipelineOutput(parameters=parameters.cpu().numpy() if output_type == "np" else parameters)
-            if output_type == "model":
-                provenance = self._provenance(num_models, num_inference_steps, generator, temperature)
-                output = PDiffPipelineOutput(
-                    parameters=parameters,
-                    models=DrawnNetworks(
-                        self.target_model,
-                        self.processor,
-                        parameters,
-                        self.config.image_processor_config or {},
-                        provenance,
-                    ),
-                )
+            fields = {"parameters": parameters.cpu().numpy() if output_type == "np" else parameters}
+        if output_type == "model":
+            sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature}
+            drawing = {**self._describe_source(), **sampling, "diffusers_version": diffusers.__version__}
+            provenance = number_draws(num_models, generator, drawing)
+            preprocessing = self.config.image_processor_config or {}
+            fields["models"] = DrawnNetworks(self.target_model, self.processor, parameters, preprocessing, provenance)
         self.maybe_free_model_hooks()
+        output = PDiffPipelineOutput(**fields)
         return output if return_dict else output.to_tuple()
 
     def iter(
@@ -216,22 +214,81 @@ class PDiffPipeline(SharedPipeline):
             )
             yield cast(PDiffPipelineOutput, output)
 
-    def _provenance(
+    def _describe_source(self) -> dict[str, Any]:
+        repository = self._source.repository if self._source else None
+        commit = self._source.folder.name if self._source and repository else None
+        generator = repository.repo_id if repository else None
+        return {"generator": generator, "revision": commit, "scheduler": type(self.scheduler).__name__}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PDiffPipeline:
+        """Loads a pipeline from a folder or from the Hub.
+
+        Only the configurations and safetensors weights of the components are fetched; each file is compared with its
+        checksum, a cached one too, and a damaged one is fetched once more. Files that do not fit one another are found
+        before memory is taken for what they ask for.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or an id such as `"org/name"`.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `variant`, `dtype` and
+                `device_map` (a device) as `DiffusionPipeline.from_pretrained` takes them; and components or settings
+                of the constructor to be used in place of the stored ones.
+
+        Raises:
+            HubError: If it cannot be fetched; the subclasses of `pdiff_hf.hub.client` say why.
+            BrokenFileError: If a file is missing, damaged or does not fit the others.
+            UnsafeFileError: If weights are pickled, or a class is none that this package reads.
+        """
+        device, known = kwargs.pop("device_map", None), inspect.signature(cls.__init__).parameters
+        source, arguments = load_arguments(str(pretrained_model_name_or_path), known, kwargs)
+        pipe = cls(**arguments)
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        pipe._source = source
+        if source.repository is None and (source.folder / "metrics.json").is_file():
+            pipe.metrics = read_json(source.folder / "metrics.json")
+        return pipe if device is None else pipe.to(device)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> PDiffPipeline:
+        """Makes a pipeline that shares another one's components; see `DiffusionPipeline.from_pipe`."""
+        return super().from_pipe(pipeline, **(pipeline.components | kwargs))  # named, they may be of any class
+
+    @classmethod
+    def download(cls, pretrained_model_name: str | os.PathLike, variant: str | None = None, **kwargs: Any) -> str:
+        """Fetches what `from_pretrained` reads, and returns the folder; takes its arguments that concern fetching."""
+        return str(locate(str(pretrained_model_name), kwargs, variant).folder)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> str | None:
+        """Saves the pipeline with its preprocessing, `metrics.json`, card and figures; takes what diffusers takes.
+
+        The card is written from `metrics`, unless somebody wrote it by hand. With `push_to_hub`, the arguments of the
+        method of that name are taken too, and the address of the commit is returned.
+        """
+        folder = Path(save_directory)
+        pushing = {key: kwargs.pop(key) for key in PUSHING if key in kwargs}
+        repo_id = kwargs.pop("repo_id", folder.name)
+        if kwargs.pop("safe_serialization", True) is False:
+            raise UnsafeFileError("safe_serialization=False asks for pickled weights, which are never written.")
+        attached = read_attachments(self._source, pushing.get("token"), push_to_hub)
+        super().save_pretrained(folder, *args, **kwargs)
+        write_attachments(folder, self, attached)
+        return share(folder, repo_id, **pushing) if push_to_hub else None
+
+    def push_to_hub(
         self,
-        num_models: int,
-        num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        temperature: float,
-    ) -> list[dict[str, Any]]:
-        shared = {
-            "generator": self._source.repo_id if self._source else None,
-            "revision": self._source.commit if self._source else None,
-            "scheduler": type(self.scheduler).__name__,
-            "num_inference_steps": num_inference_steps,
-            "temperature": temperature,
-            "diffusers_version": diffusers.__version__,
-        }
-        if isinstance(generator, list):
-            return [{**shared, "seed": g.initial_seed(), "index": 0} for g in generator]
-        seed = None if generator is None else generator.initial_seed()
-        return [{**shared, "seed": seed, "index": i} for i in range(num_models)]
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Pushes the pipeline with its card, metrics and figures, in one commit, or in none if nothing has changed.
+
+        Takes and returns what `pdiff_hf.share` does.
+        """
+        pushing = {"private": private, "token": token, "commit_message": commit_message, "create_pr": create_pr}
+        with tempfile.TemporaryDirectory() as folder:
+            return cast(str, self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **pushing))

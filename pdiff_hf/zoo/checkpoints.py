@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from ..folders import replace_folder, write_json
 from ..hub.cards import has_own_card, write_checkpoints_card
 from ..hub.files import RepositoryFiles
-from ..hub.safety import BrokenFileError, build, load_network, network_config, read_json
+from ..hub.safety import broken_files, read_json
 from ..hub.sharing import share
 from ..targets.building import build_network
-from ..targets.loading import target_class
+from ..targets.loading import load_network
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import task_of
 from .parquet import CheckpointsError, checkpoint_features, join_columns, read_shards, write_shards
@@ -206,7 +206,7 @@ def load_checkpoints(
     folder, name = Path(dataset_name), str(dataset_name)
     if not folder.is_dir():
         how: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        repository = RepositoryFiles.named(name, repo_type="dataset", **how)
+        repository = RepositoryFiles(name, repo_type="dataset", **how)
         folder = repository.download(DATASET_FILES)
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
@@ -214,9 +214,8 @@ def load_checkpoints(
             "training/collect_runs.py, training/collect_trajectory.py or CheckpointRecorder makes one."
         )
     collection = _read_collection(folder)
-    processor = build(
-        ParameterProcessor, read_json(folder / "processor_config.json"), f"the layout in {str(folder)!r}"
-    )
+    with broken_files(f"The layout in {str(folder)!r}"):
+        processor = ParameterProcessor.from_config(read_json(folder / "processor_config.json"))
     splits = {}
     for split in SPLITS:
         parameters, columns = read_shards(folder, split, processor)
@@ -224,8 +223,7 @@ def load_checkpoints(
     if not len(splits["train"]):
         raise CheckpointsError(f"The train split of {str(dataset_name)!r} holds no checkpoints.")
     if target_model is None:
-        config = network_config(folder / "target_model")
-        target_model = load_network(folder / "target_model", target_class(config))
+        target_model = load_network(folder / "target_model")
     return Checkpoints(
         splits=splits,
         processor=processor,
@@ -248,7 +246,4 @@ def _read_collection(folder: Path) -> dict[str, Any]:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    content = read_json(path) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise BrokenFileError(f"{str(path)!r} must hold a mapping, but holds a {type(content).__name__}.")
-    return content
+    return read_json(path) if path.is_file() else {}

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from ..hub.cards import published_value
 from ..hub.client import HubConflictError
 from ..hub.files import RepositoryFiles
-from ..hub.push import prepare_repository
-from ..hub.sharing import commit_address, share
+from ..hub.sharing import commit_address, prepare_repository, share
 from ..targets.building import build_network
 from ..targets.processing_parameters import LayoutError, ParameterProcessor
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit, load_checkpoints

@@ -28,7 +28,7 @@ from pdiff_hf import (
 )
 from pdiff_hf.hub import client as hub_client
 from pdiff_hf.hub.cards import readdress
-from pdiff_hf.hub.push import PUSH_ATTEMPTS
+from pdiff_hf.hub.sharing import PUSH_ATTEMPTS
 
 from .cases import ALWAYS, HTML, Case, assert_clear, fault, status
 from .processes import run_python

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
+import inspect
 import json
-import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
-import pdiff_hf
 from pdiff_hf import (
     BrokenFileError,
     Checkpoints,
@@ -30,8 +28,9 @@ from pdiff_hf import (
     make_processor,
     share,
 )
+from pdiff_hf._registration import COMPONENTS, component_classes
 from pdiff_hf.data.images import Preprocessing
-from pdiff_hf.pipelines.export import ExportError, bundle, export_remote_code, push_remote_code
+from pdiff_hf.pipelines.remote_code import export_remote_code, push_remote_code, self_contained
 
 from .processes import run_python
 from .server import Hub
@@ -282,106 +281,34 @@ def test_main_takes_no_code(hub: Hub, repo_id: str, tiny_pipeline: PDiffPipeline
     assert hub.log == []
 
 
-# One file of several modules
+# One file
 
 
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Writes a module that stands in this package for the time of a test."""
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    monkeypatch.setattr(pdiff_hf, "__path__", [*pdiff_hf.__path__, str(folder)])
-
-    def write(name: str, source: str) -> None:
-        (folder / f"{name}.py").write_text(source, encoding="utf-8")
-
-    return write
+@pytest.mark.parametrize("role", COMPONENTS)
+def test_a_component_that_is_complete_in_itself_is_carried_as_it_is(role: str):
+    for cls in component_classes(role).values():
+        source = inspect.getsource(inspect.getmodule(cls))
+        if "\nfrom ." not in source:
+            assert self_contained(cls.__module__) == source
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports a source as a module that belongs to no package."""
-
-    def run(source: str) -> ModuleType:
-        path = tmp_path / f"bundled_{len(source)}.py"
-        path.write_text(source, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, path.stem, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return run
+def test_the_modules_that_one_file_is_made_of_do_not_use_one_name_twice():
+    modules = [PDiffPipeline.__module__, *(cls.__module__ for cls in component_classes("target_model").values())]
+    for module in modules:
+        defined = Counter(
+            statement.name
+            for statement in ast.parse(self_contained(module)).body
+            if isinstance(statement, ast.ClassDef | ast.FunctionDef)
+        )
+        assert [name for name, times in defined.items() if times > 1] == [], module
 
 
-def test_a_bundle_holds_what_is_needed_in_an_order_that_runs(module: Callable, run: Callable):
-    module(
-        "bundled_low", "import math\n\nSCALE = 2\nUNUSED = 3\n\n\ndef double(x):\n    return SCALE * math.floor(x)\n"
-    )
-    module(
-        "bundled_high",
-        "from functools import cache\n\nfrom .bundled_low import double\n\n\n"
-        "class Base:\n    size = double(1.5)\n\n\nclass Derived(Base):\n    @cache\n    def quadruple(self, x):\n"
-        "        return double(double(x))\n\n\ndef unused():\n    return unknown()\n",
-    )
+def test_a_name_in_the_index_leads_nowhere_out_of_the_output_folder(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    tiny_pipeline.save_pretrained(tmp_path / "pipeline")
+    index = json.loads((tmp_path / "pipeline/model_index.json").read_text())
+    index["../outside"] = index["denoiser"]
+    (tmp_path / "pipeline/model_index.json").write_text(json.dumps(index))
 
-    source = bundle("bundled_high", ["Derived"])
+    export_remote_code(tmp_path / "pipeline", tmp_path / "exported")
 
-    bundled = run(source)
-    assert bundled.Derived().quadruple(1.7) == 4
-    assert bundled.Derived.size == 2
-    assert not hasattr(bundled, "UNUSED")
-    assert not hasattr(bundled, "unused")
-    assert "pdiff_hf." not in source
-
-
-def test_a_name_that_two_modules_define_differently_is_refused(module: Callable, run: Callable):
-    module("bundled_one", "LIMIT = 1\n\n\ndef one():\n    return LIMIT\n")
-    module("bundled_two", "from .bundled_one import one\n\nLIMIT = 2\n\n\ndef two():\n    return one() + LIMIT\n")
-    module("bundled_three", "from .bundled_one import one\n\nLIMIT = 1\n\n\ndef two():\n    return one() + LIMIT\n")
-
-    with pytest.raises(ExportError, match="both define LIMIT; rename one") as raised:
-        bundle("bundled_two", ["two"])
-
-    assert {"bundled_one", "bundled_two"} <= set(str(raised.value).split())
-    assert run(bundle("bundled_three", ["two"])).two() == 2  # the same definition is no conflict
-
-
-def test_a_name_that_means_another_import_elsewhere_is_refused(module: Callable):
-    module("bundled_path", "from os import path\n\n\ndef here():\n    return path.curdir\n")
-    module(
-        "bundled_more",
-        "from sys import path\n\nfrom .bundled_path import here\n\n\ndef both():\n    return here(), path\n",
-    )
-
-    with pytest.raises(ExportError, match="path"):
-        bundle("bundled_more", ["both"])
-
-
-def test_a_module_that_is_imported_as_a_whole_is_refused(module: Callable):
-    module("bundled_whole", "from . import folders\n\n\ndef write(path):\n    folders.write_text(path, '')\n")
-
-    with pytest.raises(ExportError, match="imports the module folders as a whole"):
-        bundle("bundled_whole", ["write"])
-
-
-@pytest.mark.parametrize(
-    ("where", "name"),
-    [
-        ("models.conv_autoencoder", "ParameterAutoencoder"),
-        ("models.linear_autoencoder", "LinearParameterAutoencoder"),
-        ("models.conv_denoiser", "ParameterDenoiser"),
-        ("models.mlp_denoiser", "MLPParameterDenoiser"),
-        ("targets.processing_parameters", "ParameterProcessor"),
-        ("targets.networks", "MLPForImageClassification"),
-        ("targets.networks", "ConvNetForImageClassification"),
-    ],
-)
-def test_each_component_is_one_file_that_runs_and_says_the_same_each_time(run: Callable, where: str, name: str):
-    source = bundle(where, [name])
-
-    assert getattr(run(source), name).__name__ == name
-    assert bundle(where, [name]) == source
-    assert not [
-        line for line in source.splitlines() if line.startswith(("from .", "import pdiff_hf", "from pdiff_hf"))
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "pipeline"]

@@ -15,7 +15,6 @@ SLEEPERS = (
     "huggingface_hub.utils._http",
     "huggingface_hub.file_download",
     "pdiff_hf.hub.client",
-    "pdiff_hf.hub.push",
 )
 
 

@@ -10,8 +10,16 @@ from pathlib import Path
 
 import damage
 import pytest
+import torch
 from diffusers import DDIMScheduler
-from transformers import PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from pdiff_hf import (
     BrokenFileError,
@@ -23,6 +31,7 @@ from pdiff_hf import (
     load_checkpoints,
     make_processor,
 )
+from pdiff_hf.targets.loading import load_network
 
 FINE = {"loaded", *(error.__name__ for error in damage.OWN_ERRORS)}
 
@@ -143,3 +152,62 @@ def test_an_invalid_setting_of_a_pipeline_is_named(pipeline: Path, name: str, va
 
         with pytest.raises(BrokenFileError, match=r"model_index\.json"):
             PDiffPipeline.from_pretrained(pipeline)
+
+
+SMALL_GPT2 = GPT2Config(vocab_size=64, n_positions=16, n_embd=8, n_layer=1, n_head=2, num_labels=3, pad_token_id=0)
+SMALL_LLAMA = LlamaConfig(
+    vocab_size=64,
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=131_072,
+    rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+    num_labels=3,
+    pad_token_id=0,
+)
+SMALL = [(GPT2ForSequenceClassification, SMALL_GPT2), (LlamaForSequenceClassification, SMALL_LLAMA)]
+
+
+@pytest.mark.parametrize(("network_class", "config"), SMALL)
+def test_a_small_network_with_large_numbers_that_are_no_sizes_is_loaded(
+    tmp_path: Path, network_class: type[PreTrainedModel], config: PreTrainedConfig
+):
+    network = network_class(config).eval()
+    network.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert 50256 in saved.values() or "500000.0" in json.dumps(saved)
+
+    loaded = load_network(tmp_path)
+
+    assert type(loaded) is network_class
+    tokens = torch.tensor([[3, 4, 5]])
+    assert torch.equal(loaded(tokens).logits, network(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("network_class", "config", "key"),
+    [(*SMALL[0], key) for key in ("vocab_size", "n_embd", "n_layer", "num_labels", "n_positions")]
+    + [(*SMALL[1], key) for key in ("vocab_size", "hidden_size", "num_hidden_layers")],
+)
+def test_a_network_that_asks_for_more_memory_than_its_weights_fill_is_refused(
+    tmp_path: Path, network_class: type[PreTrainedModel], config: PreTrainedConfig, key: str
+):
+    network_class(config).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | {key: 10**12}))
+
+    with pytest.raises(BrokenFileError, match=re.escape(str(tmp_path))):
+        load_network(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["num_blocks", "width", "latent_dim"])
+def test_a_denoiser_that_asks_for_more_memory_than_its_weights_fill_is_refused(
+    tiny_pipeline: PDiffPipeline, tmp_path: Path, key: str
+):
+    tiny_pipeline.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "denoiser/config.json").read_text())
+    (tmp_path / "denoiser/config.json").write_text(json.dumps(config | {key: 10**12}))
+
+    with pytest.raises(BrokenFileError, match="denoiser"):
+        PDiffPipeline.from_pretrained(tmp_path)

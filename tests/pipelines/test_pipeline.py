@@ -495,3 +495,29 @@ def test_iter_refuses_a_list_of_generators_of_another_length(tiny_pipeline: PDif
     for count in (2, 4):
         with pytest.raises(ValueError, match=f"{count} generators were given for 3 networks"):
             list(tiny_pipeline.iter(3, batch_size=2, generator=generators(*range(count))))
+
+
+# Metrics and card
+
+
+def test_metrics_and_card_are_written_wherever_a_pipeline_is_saved(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    fitted = tiny_pipeline.metrics
+    tiny_pipeline.save_pretrained(tmp_path)
+    loaded = PDiffPipeline.from_pretrained(tmp_path)
+    assert loaded.metrics == fitted
+
+    loaded.metrics = fitted | {"data": fitted["data"] | {"dataset_name": "another-data-set"}}
+    loaded.save_pretrained(tmp_path)
+
+    saved = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert saved["data"]["dataset_name"] == "another-data-set"
+    assert "another-data-set" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_new_metrics_leave_a_card_that_somebody_wrote_by_hand(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    (tmp_path / "README.md").write_text("# Mine\n", encoding="utf-8")
+
+    tiny_pipeline.save_pretrained(tmp_path)
+
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "# Mine\n"
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == tiny_pipeline.metrics

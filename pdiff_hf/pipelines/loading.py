@@ -1,0 +1,215 @@
+"""How a pipeline's files are found, fetched and checked, and its components built from them, each once."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers.utils import logging
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from .._registration import COMPONENTS as OWN_CLASSES
+from .._registration import component_classes
+from ..hub.files import RepositoryFiles
+from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, read_json
+from ..targets.loading import AnyTargetModel, load_network, require_counts, require_memory
+
+logger = logging.get_logger(__name__)
+
+COMPONENTS = ("autoencoder", "denoiser", "scheduler", "processor", "target_model")
+ROOT_FILES = ("model_index.json", "preprocessor_config.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # arguments of from_pretrained
+LARGEST_SETTING = 10_000  # no sampler has as many steps
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pipeline was loaded from: a folder, and the repository if it is a snapshot of one."""
+
+    folder: Path
+    repository: RepositoryFiles | None = None
+
+
+def load_arguments(name: str, known: Collection[str], kwargs: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
+    """Returns where a pipeline is, and the arguments of its constructor, whose names are `known`.
+
+    Takes the arguments of `PDiffPipeline.from_pretrained`.
+    """
+    if kwargs.pop("use_safetensors", True) is False:
+        raise UnsafeFileError("use_safetensors=False asks for pickled weights, which are never read.")
+    variant, dtype = kwargs.pop("variant", None), kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+    fetching = {key: kwargs.pop(key) for key in FETCHING if key in kwargs}
+    given = {role: kwargs[role] for role in COMPONENTS if kwargs.get(role) is not None}
+    if unknown := sorted(kwargs.keys() - set(known)):
+        logger.warning(f"from_pretrained ignores {unknown}, which the pipeline does not take.")
+    source = locate(name, fetching, variant, given)
+    stored = read_index(source.folder) | kwargs
+    settings = {key: value for key, value in stored.items() if key in known and key not in COMPONENTS}
+    return source, load_components(source.folder, given, variant, dtype) | given | settings
+
+
+def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, given: Collection[str] = ()) -> Source:
+    """Finds a pipeline's folder, or fetches nothing but the configurations and weights of its components.
+
+    Raises:
+        HubError, BrokenFileError, UnsafeFileError: If it cannot be fetched, or should not be; see `component_files`.
+    """
+    if Path(name).is_dir():
+        return Source(Path(name))
+    repository = RepositoryFiles(name, **{key: value for key, value in fetching.items() if value is not None})
+    folder = repository.download(ROOT_FILES[:1])
+    names = repository.names(folder)
+    wanted = [name for name in ROOT_FILES if name in names]
+    wanted += [name for own in component_files(folder, names, variant, given).values() for name in own]
+    return Source(replace(repository, revision=folder.name).download(wanted), repository)
+
+
+def component_files(
+    folder: Path, names: Iterable[str] | None = None, variant: str | None = None, given: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """Returns the names, among those of all files, that each component but the given ones is built from.
+
+    Raises:
+        BrokenFileError, UnsafeFileError: If `model_index.json` is damaged, or a component has pickled weights only.
+    """
+    if names is None:
+        names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    names, index, wanted = list(names), read_index(folder), {}
+    for role in (role for role in COMPONENTS if role in index and role not in given):
+        own = [name for name in names if name.startswith(f"{role}/") and name.count("/") == 1]
+        weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
+        varied = [name for name in weights if variant is not None and f".{variant}" in name]
+        plain = [name for name in weights if name.partition(".")[2] in ("safetensors", "safetensors.index.json")]
+        if not weights and any(name.endswith(PICKLES) for name in own):
+            raise UnsafeFileError(
+                f"The component {role!r} has its weights only as a pickle ({own}), which is never read; ask its "
+                "author for safetensors."
+            )
+        wanted[role] = [name for name in own if name.endswith(".json") and name not in weights] + (varied or plain)
+    return wanted
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Reads `model_index.json`.
+
+    Raises:
+        BrokenFileError: If it is not that of a `PDiffPipeline`, or a setting in it is damaged.
+    """
+    index, where = read_json(folder / "model_index.json"), f"model_index.json in {str(folder)!r}"
+    if index.get("_class_name") != "PDiffPipeline":
+        raise BrokenFileError(f"{str(folder)!r} holds no PDiffPipeline: {where} names {index.get('_class_name')!r}.")
+    steps, images = index.get("default_num_inference_steps", 1), index.get("image_processor_config")
+    if type(steps) is not int or not 1 <= steps <= LARGEST_SETTING or not isinstance(images, dict | None):
+        raise BrokenFileError(
+            f"{where} must name 1 to {LARGEST_SETTING} steps and a mapping, but its default_num_inference_steps is "
+            f"{steps!r:.50} and its image_processor_config {images!r:.50}."
+        )
+    return index
+
+
+def load_components(
+    folder: Path, given: Collection[str] = (), variant: str | None = None, dtype: Any = None
+) -> dict[str, Any]:
+    """Builds the components of a pipeline, each with a class that is allowed for it, and checks that they fit.
+
+    No memory is taken beyond what the weights can fill, and no weight is left at random.
+
+    Raises:
+        BrokenFileError: If a file is missing or damaged, or does not fit another one.
+        UnsafeFileError: If a class is none that this package reads, or weights are pickled.
+    """
+    index, files, loaded = read_index(folder), component_files(folder, None, variant, given), {}
+    if variant is not None and not any(f".{variant}" in name for own in files.values() for name in own):
+        raise BrokenFileError(f"{str(folder)!r} has no weights of the variant {variant!r}; leave variant out.")
+    for role in (role for role in COMPONENTS if role not in given):
+        cls, where = _allowed_class(role, index.get(role), folder), f"The {role} in {str(folder)!r}"
+        precision = dtype.get(role, dtype.get("default")) if isinstance(dtype, dict) else dtype
+        weights = [folder / name for name in files[role] if name.endswith(".safetensors")]
+        if role in ("scheduler", "processor"):
+            config = read_json(folder / role / f"{role}_config.json")
+            with broken_files(where):
+                loaded[role] = _try_scheduler(cls, config) if role == "scheduler" else cls.from_config(config)
+        elif cls is AnyTargetModel or issubclass(cls, PreTrainedModel):
+            varied = variant if any(f".{variant}" in file.name for file in weights) else None
+            loaded[role] = load_network(folder / role, None if cls is AnyTargetModel else cls, varied, precision)
+        else:
+            loaded[role] = _load_model(cls, read_json(folder / role / "config.json"), weights, where)
+            if precision is not None:
+                loaded[role].to(precision)
+    _require_fit(loaded, folder)
+    return loaded
+
+
+def _allowed_class(role: str, entry: Any, folder: Path) -> Any:
+    if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+        raise BrokenFileError(f"model_index.json in {str(folder)!r} names no class for {role!r}, but {entry!r}.")
+    library, name = entry
+    if role in OWN_CLASSES:
+        own = {cls.__name__: cls for cls in component_classes(role).values()}
+        if library == "pdiff_hf" and name in own:
+            return own[name]
+        base, expected = None, f"one of {list(own)} of pdiff_hf"
+    if role == "scheduler":
+        base, expected = SchedulerMixin if library == "diffusers" else None, "a scheduler of diffusers"
+    elif role == "target_model":
+        base, expected = PreTrainedModel, f"{expected} or transformers, or of a module of yours that you import first"
+    found = getattr(sys.modules.get(library), name, None)  # nothing is imported at a repository's word
+    if base is not None and isinstance(found, type) and issubclass(found, base):
+        return found
+    raise UnsafeFileError(f"model_index.json says that {role} is {library}.{name}, but it must be {expected}.")
+
+
+def _load_model(cls: Any, config: dict[str, Any], files: list[Path], where: str) -> ModelMixin:
+    """Builds a model of this package on the meta device, and puts exactly the tensors of its files into it."""
+    require_counts(config, files, where)
+    with broken_files(where):
+        with torch.device("meta"):
+            model = cls.from_config(config)
+        require_memory(model, files, where)
+        dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        model.load_state_dict({name: tensor.to(dtypes.get(name)) for name, tensor in weights.items()}, assign=True)
+    return model.eval()
+
+
+def _try_scheduler(cls: Any, config: dict[str, Any]) -> SchedulerMixin:
+    """Builds a scheduler and lets a copy take two steps: many damaged settings are noticed only then."""
+    for key, value in config.items():
+        if isinstance(value, int | float) and LARGEST_SETTING < abs(value) < math.inf:
+            raise ValueError(f"{key} = {value} is out of all proportion")
+    scheduler = cls.from_config(config)
+    tried = copy.deepcopy(scheduler)
+    tried.set_timesteps(2)
+    own = "generator" in inspect.signature(tried.step).parameters
+    extra = {"generator": torch.Generator().manual_seed(0)} if own else {}
+    sample = torch.ones(1, 1) * tried.init_noise_sigma
+    for t in tried.timesteps:
+        tried.scale_model_input(sample, t)
+        sample = tried.step(torch.zeros(1, 1), t, sample, **extra).prev_sample
+    if not sample.isfinite().all():
+        raise ValueError("it samples what is not finite")
+    return scheduler
+
+
+def _require_fit(loaded: Mapping[str, Any], folder: Path) -> None:
+    """Raises `BrokenFileError` or `LayoutError` if components do not belong to one another."""
+    configs = {role: component.config for role, component in loaded.items() if role in ("autoencoder", "denoiser")}
+    dims = {"latent_dim": {role: config["latent_dim"] for role, config in configs.items()}}
+    dims["parameter_dim"] = {role: config["parameter_dim"] for role, config in configs.items() if role != "denoiser"}
+    if "processor" in loaded:
+        dims["parameter_dim"]["processor"] = loaded["processor"].parameter_dim
+    for key, values in dims.items():
+        if len(set(values.values())) > 1:
+            raise BrokenFileError(f"The components in {str(folder)!r} differ in {key}: {values}.")
+    if "processor" in loaded and "target_model" in loaded:
+        loaded["processor"].check_model(loaded["target_model"])

@@ -1,0 +1,75 @@
+"""What lies beside the components of a pipeline, and goes with it: card, metrics, figures and license."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import logging
+
+from ..folders import write_json
+from ..hub.cards import has_own_card
+from ..hub.client import HubError, HubNotFoundError
+from ..hub.safety import matches
+from .card import write_pipeline_card
+from .loading import Source
+
+logger = logging.get_logger(__name__)
+
+ATTACHMENTS = ("README.md", "metrics.json", "*.png", "LICENSE*")
+
+
+def read_attachments(source: Source | None, token: str | bool | None, push: bool) -> dict[str, bytes]:
+    """Returns what lies beside the components where a pipeline was loaded from; nothing if that folder is gone.
+
+    With `push`, the Hub is asked even if the pipeline was loaded without, and must answer: a push deletes there what
+    the folder has not got.
+
+    Raises:
+        HubError: With `push`, if they cannot be fetched.
+    """
+    if source is None:
+        return {}
+    folder, repository = source.folder, source.repository
+    if repository is not None:
+        repository = replace(
+            repository,
+            revision=folder.name,
+            token=token if repository.token is None else repository.token,
+            local_files_only=repository.local_files_only and not push,
+            force_download=False,
+        )
+        try:
+            folder = repository.download(ATTACHMENTS)
+        except HubError as error:
+            if push and not isinstance(error, HubNotFoundError):
+                raise
+            logger.warning(f"Card, metrics and figures are not saved with the pipeline: {error}")
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*")) if matches(p.name, ATTACHMENTS) and p.is_file()}
+
+
+def write_attachments(folder: Path, pipe: Any, attached: dict[str, bytes]) -> None:
+    """Writes attachments beside a saved pipeline, and a new card if there is none or the metrics have changed.
+
+    Figures that are there already stay, and a card that somebody wrote by hand, there or among the attachments.
+    """
+    preprocessing = pipe.config.image_processor_config
+    if preprocessing:  # in the order in which model_index.json keeps it, so that the file is the same after loading
+        write_json(folder / "preprocessor_config.json", dict(sorted(preprocessing.items())))
+    for name, content in attached.items():
+        replaced = name == "metrics.json" or (name == "README.md" and not has_own_card(folder))
+        if replaced or not (folder / name).exists():
+            (folder / name).write_bytes(content)
+    stored = json.loads(attached.get("metrics.json", b"null"))
+    if "README.md" not in attached or pipe.metrics not in (None, stored):
+        write_metrics(folder, pipe)
+
+
+def write_metrics(folder: Path, pipe: Any) -> None:
+    """Writes `metrics.json` and the card that shows it, unless somebody wrote the card by hand."""
+    if pipe.metrics is not None:
+        write_json(folder / "metrics.json", pipe.metrics)
+    if not has_own_card(folder):
+        write_pipeline_card(folder, pipe, pipe.metrics)
