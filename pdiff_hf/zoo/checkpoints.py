@@ -36,7 +36,10 @@ DATASET_FILES = (
 
 
 def _column(name: str, doc: str) -> Any:
-    return property(lambda split: split.columns.get(name), doc=doc)
+    """Returns a property of a split that reads and sets one of its columns."""
+    return property(
+        lambda split: split.columns.get(name), lambda split, new: split.columns.update({name: new}), doc=doc
+    )
 
 
 @dataclass(init=False, eq=False)

@@ -169,7 +169,7 @@ def measure_checkpoints(checkpoints: Checkpoints, data: LabeledData) -> None:
     """
     for zoo in checkpoints.splits.values():
         if len(zoo):
-            zoo.columns["validation_score"], zoo.columns["validation_loss"] = validation_figures(
+            zoo.validation_score, zoo.validation_loss = validation_figures(
                 checkpoints.target_model, checkpoints.processor, zoo.parameters, data, progress=True
             )
 
