@@ -37,12 +37,14 @@ class Nursery:
     Args:
         hub: The only Hub that it knows.
         cache: Its HF_HOME.
+        xet: Whether large files move through hf_xet.
+        env: Further variables of its environment.
     """
 
-    def __init__(self, hub: Hub, cache: Path):
+    def __init__(self, hub: Hub, cache: Path, *, xet: bool = False, env: dict[str, str] | None = None):
         self.process = subprocess.Popen(
             [sys.executable, "-c", CODE],
-            env=hub_environment(hub, cache, token="hf_alice") | {"OMP_NUM_THREADS": "1"},
+            env=hub_environment(hub, cache, token="hf_alice", xet=xet) | {"OMP_NUM_THREADS": "1"} | (env or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -59,6 +61,11 @@ class Nursery:
         self.process.stdin.write(json.dumps(code) + "\n")
         self.process.stdin.flush()
         return int(self._read())
+
+    def run(self, code: str) -> None:
+        """Runs code in a child; raises AssertionError if it fails."""
+        self.start(code)
+        assert self.end() == 0, "The child failed; see what it has written to stderr."
 
     def end(self) -> int:
         """Waits for the child and returns its exit code; -9 if it was killed."""

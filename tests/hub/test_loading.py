@@ -127,6 +127,7 @@ def test_other_processes_draw_the_same_networks_online_without_the_hub_and_offli
 ):
     start = DRAW.format(repo_id=pushed, folder=str(tmp_path))
     going = Hub()
+    going.start()
     going.repos, going.objects = hub.repos, hub.objects
 
     child = start_python(start + WHILE_THE_HUB_GOES, going, cache=empty_cache)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +11,7 @@ from typing import Any
 
 import pytest
 
-SLEEPERS = (
-    "huggingface_hub.utils._http",
-    "huggingface_hub.file_download",
-    "pdiff_hf.hub.client",
-    "pdiff_hf.hub.push",
-)
+CLIENTS = ("huggingface_hub.", "pdiff_hf.hub.")
 
 
 class Clock:
@@ -36,9 +31,22 @@ class Clock:
 def skip_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Lets the Hub's clients, ours included, go on at once where they would wait; returns the list of their waits."""
     clock = Clock()
-    for name in SLEEPERS:
-        monkeypatch.setattr(importlib.import_module(name), "time", clock)
+    _set_everywhere(monkeypatch, "time", clock)
     return clock.sleeps
+
+
+def give_up_after(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Lets the Hub's clients, ours included, wait no longer than that for an answer."""
+    for name in ("ANSWER_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        _set_everywhere(monkeypatch, name, seconds)
+
+
+def _set_everywhere(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
+    modules = [module for path, module in list(sys.modules.items()) if path.startswith(CLIENTS)]
+    holders = [module for module in modules if name in vars(module)]
+    assert holders, name
+    for module in holders:
+        monkeypatch.setattr(module, name, value)
 
 
 @contextmanager
