@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import scripts
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
-from pdiff_hf import Checkpoints, PDiffPipeline
+from pdiff_hf import Checkpoints, PDiffPipeline, load_checkpoints
 
+from .cases import ALWAYS
 from .server import Hub
+from .shared import Shared, content_of_checkpoints, content_of_pipeline
 from .waiting import no_longer_than, skip_waits
 
 TOKEN = "hf_alice"
@@ -44,8 +46,50 @@ def pushed(hub: Hub, repo_id: str, tiny_pipeline: PDiffPipeline) -> str:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """What the clients would have waited; a hang is an error."""
-    with no_longer_than(120):
+    with no_longer_than(60):
         yield skip_waits(monkeypatch)
+
+
+@pytest.fixture
+def pipeline(hub: Hub, pushed: str, saved_pipeline: Path) -> Shared:
+    return Shared(hub.repos["model", pushed], saved_pipeline, PDiffPipeline.from_pretrained, content_of_pipeline)
+
+
+@pytest.fixture
+def checkpoints(hub: Hub, repo_id: str, tiny_checkpoints: Checkpoints, tmp_path: Path) -> Shared:
+    tiny_checkpoints.push_to_hub(repo_id, token=TOKEN)
+    tiny_checkpoints.save(tmp_path / "checkpoints")
+    hub.reset()
+    return Shared(hub.repos["dataset", repo_id], tmp_path / "checkpoints", load_checkpoints, content_of_checkpoints)
+
+
+@pytest.fixture(params=["pipeline", "checkpoints"])
+def shared(request: pytest.FixtureRequest) -> Shared:
+    """A pipeline, then a checkpoints dataset."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["503", "nothing listens", "HF_HUB_OFFLINE"])
+def lose_the_hub(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function after whose call no file comes from the Hub."""
+
+    def lose() -> None:
+        if request.param == "503":
+            hub.fail("status", status=503, times=ALWAYS)
+        elif request.param == "HF_HUB_OFFLINE":
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        else:
+            move_to(Hub(), monkeypatch)
+        hub.log.clear()
+
+    return lose
+
+
+def move_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets this process's clients talk to another Hub."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
 
 
 @dataclass

@@ -61,7 +61,9 @@ def settle(hub: Hub) -> None:
     wait_for(lambda: all(record.status for record in list(hub.log)))
 
 
-@pytest.mark.parametrize(("moment", "made"), [("^/cdn/upload/", False), ("/commit/main", True)], ids=["file", "commit"])
+@pytest.mark.parametrize(
+    ("moment", "made"), [("^/cdn/upload/", False), ("/commit/main", True)], ids=["file", "commit"]
+)
 def test_a_push_that_is_killed_is_completed_by_another(
     hub: Hub, repo_id: str, saved_pipeline: Path, nursery: Nursery, moment: str, made: bool
 ):
