@@ -52,8 +52,10 @@ class Case:
             monkeypatch.setattr(hub, name, value)
 
     def assert_struck(self, hub: Hub) -> None:
-        """Asserts that what was planned has happened."""
+        """Asserts that what was planned has happened, and that what hung was asked for again."""
         assert {record.fault for record in hub.log} - {"none"} == {kind for kind, _ in self.faults}
+        for kind, details in self.faults:
+            assert kind != "stall" or len(hub.requests(details["method"], details["path"])) > 1
 
 
 def status(where: Where, code: int, times: int = 1, **details: Any) -> Faults:

@@ -40,14 +40,13 @@ CASES = [
     Case("body cut off", fault("cut", GET, after=100)),
     Case("body cut off six times", fault("cut", GET, 6, after=100)),
     Case("body reset on the way", fault("reset_after", GET_JSON, after=100)),
-    Case("body stalls", fault("stall", GET, seconds=200)),
+    Case("body stalls", fault("stall", GET, seconds=100)),
     Case("large file damaged on the way", fault("corrupt", GET)),
     Case("small file damaged on the way", fault("corrupt", GET_JSON)),
     Case("connection reset", fault("reset", HEAD)),
     Case("connection closed without an answer", fault("close", INFO)),
     Case("answer lost", fault("lose", TREE)),
-    Case("headers stall", fault("stall", HEAD, seconds=200)),
-    Case("description stalls", fault("stall", INFO, seconds=200)),
+    Case("headers stall", fault("stall", HEAD, seconds=100)),
     Case("server error", status(GET, 500)),
     Case("proxy error", status(GET_JSON, 502, body=HTML)),
     Case("unavailable twice", status(TREE, 503, 2)),
@@ -164,10 +163,8 @@ PRIVATE, GATED, OPEN = change(visibility="private"), change(gated="manual"), cha
 @pytest.mark.parametrize(
     ("change", "how", "error", "says"),
     [
-        pytest.param(PRIVATE, {}, HubNotFoundError, "that this token can see", id="private, nobody"),
-        pytest.param(
-            PRIVATE, {"token": "hf_bob"}, HubNotFoundError, "that this token can see", id="private, stranger"
-        ),
+        pytest.param(PRIVATE, {}, HubNotFoundError, "this token can see", id="private, nobody"),
+        pytest.param(PRIVATE, {"token": "hf_bob"}, HubNotFoundError, "this token can see", id="private, stranger"),
         pytest.param(GATED, {}, HubAccessError, "is gated: ask for access", id="gated, nobody"),
         pytest.param(GATED, {"token": "hf_bob"}, HubAccessError, "is gated: ask for access", id="gated, stranger"),
         pytest.param(change(disabled=True), {"token": TOKEN}, HubAccessError, "disabled", id="disabled"),
@@ -208,8 +205,8 @@ def test_who_may_load_does_and_the_storage_sees_no_token(
 
 @pytest.mark.parametrize(
     ("name", "token"),
-    [("nowhere", None), ("./no/where", None), ("/no/where", None), ("~/nowhere", None), ("a/b/c", None)]
-    + [("no where/x", None), ("alice/nowhere", False), ("alice/nowhere", TOKEN)],
+    [(name, None) for name in ("nowhere", "./no/where", "/no/where", "~/nowhere", "a/b/c", "no where/x")]
+    + [("alice/nowhere", False), ("alice/nowhere", TOKEN)],
 )
 def test_a_name_that_is_neither_folder_nor_repository_is_refused(
     hub: Hub, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, token: str | bool | None
