@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from huggingface_hub import get_session
+from huggingface_hub import constants, get_session
 from huggingface_hub.utils import _http
 
 from pdiff_hf import HubError
@@ -66,6 +66,13 @@ def status(where: Where, code: int, times: int = 1, **details: Any) -> Faults:
 def fault(kind: str, where: Where, times: int = 1, **details: Any) -> Faults:
     """Plans another failure; see `Hub.fail`."""
     return [(kind, where | {"times": times} | details)]
+
+
+def move_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets this process's clients talk to another Hub."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
 
 
 def client_state() -> tuple[object, object]:

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants
 
 from pdiff_hf import Checkpoints, PDiffPipeline, load_checkpoints
 
-from .cases import ALWAYS
+from .cases import ALWAYS, move_to
 from .server import Hub
 from .shared import Shared, content_of_checkpoints, content_of_pipeline
 from .waiting import no_longer_than, skip_waits
@@ -83,13 +83,6 @@ def lose_the_hub(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.M
         hub.log.clear()
 
     return lose
-
-
-def move_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets this process's clients talk to another Hub."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
 
 
 @dataclass

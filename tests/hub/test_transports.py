@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import close_session
 
-from pdiff_hf import Checkpoints, HubAccessError, HubUnreachableError, PDiffPipeline, share
+from pdiff_hf import Checkpoints, HubAccessError, HubNotFoundError, HubUnreachableError, PDiffPipeline, share
 
-from .cases import ALWAYS, Case, assert_clear, fault, status
+from .cases import ALWAYS, Case, assert_clear, fault, move_to, status
 from .nursery import Nursery
-from .processes import run_python
 from .server import Hub, xet_works
 
 COMMIT = {"method": "POST", "path": "/commit/"}
@@ -57,14 +57,6 @@ weights.resolve().write_bytes(damaged)
 assert pull() == first
 pathlib.Path({out!r}).write_text(first)
 """
-ANONYMOUS = """
-from pdiff_hf import HubNotFoundError, PDiffPipeline
-print(len(PDiffPipeline.from_pretrained({repo_id!r})(2, output_type="pt").parameters))
-try:
-    PDiffPipeline.from_pretrained({repo_id!r} + "-closed")
-except HubNotFoundError as error:
-    print(error)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +82,21 @@ def xet(xet_clients: tuple[Hub, Nursery]) -> tuple[Hub, Nursery]:
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
+def https_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The repositories of `hub` on https, with a certificate that this process's clients trust."""
     if not shutil.which("openssl"):
         pytest.skip("there is no openssl command to make a certificate with")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2", *subject]
     subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    return certificate, key
+    with Hub(tls=(certificate, key)) as https_hub, monkeypatch.context() as context:
+        https_hub.repos, https_hub.objects = hub.repos, hub.objects
+        context.setenv("SSL_CERT_FILE", str(certificate))  # read by a client when it is made
+        close_session()
+        move_to(https_hub, context)
+        yield https_hub
+    close_session()
 
 
 def digests(pipe: PDiffPipeline, checkpoints: Checkpoints) -> str:
@@ -157,21 +155,19 @@ def test_with_xet_a_push_survives_or_says_why_and_is_completed_by_another(
 
 
 def test_https_without_a_token_reads_what_is_open_and_names_what_is_not(
-    hub: Hub, repo_id: str, saved_pipeline: Path, certificate: tuple[Path, Path], empty_cache: Path
+    https_hub: Hub, repo_id: str, saved_pipeline: Path, tiny_pipeline: PDiffPipeline, empty_cache: Path
 ):
     share(saved_pipeline, repo_id, token="hf_alice")
     share(saved_pipeline, f"{repo_id}-closed", private=True, token="hf_alice")
-    with Hub(tls=certificate) as secure:
-        secure.repos, secure.objects = hub.repos, hub.objects
+    https_hub.reset()
 
-        trusted = {"SSL_CERT_FILE": str(certificate[0])}
-        code = ANONYMOUS.format(repo_id=repo_id)
-        drawn, said = run_python(code, secure, cache=empty_cache, env=trusted, token=None).splitlines()
+    pipe = PDiffPipeline.from_pretrained(repo_id, cache_dir=empty_cache)
+    with pytest.raises(HubNotFoundError, match=f"no model '{repo_id}-closed' that this token can see"):
+        PDiffPipeline.from_pretrained(f"{repo_id}-closed", cache_dir=empty_cache)
 
-    assert drawn == "2"
-    assert f"There is no model '{repo_id}-closed' that this token can see" in said
-    assert {record.origin for record in secure.log} == {"api", "cdn"}
-    assert not any("authorization" in map(str.lower, record.request_headers) for record in secure.log)
+    assert torch.equal(pipe.denoiser.output.weight, tiny_pipeline.denoiser.output.weight)
+    assert {record.origin for record in https_hub.log} == {"api", "cdn"}
+    assert not any("authorization" in map(str.lower, record.request_headers) for record in https_hub.log)
 
 
 def test_plain_lfs_in_several_parts_arrives(
