@@ -183,20 +183,6 @@ def test_a_network_is_drawn_alone_as_among_others_with_the_samplers_settings(
     assert network(torch.zeros(1, 1, 8, 8)).logits.shape == (1, 10)
 
 
-def test_fewer_networks_leave_none_of_the_old_ones(saved_pipeline: Path, tmp_path: Path, pdiff_hf: Run):
-    drawn = tmp_path / "drawn"
-    pdiff_hf("sample", saved_pipeline, "--num_models", "4", "--output_dir", drawn)
-    (drawn / "notes.txt").write_text("mine", encoding="utf-8")
-    before = (drawn / "00001" / WEIGHTS).read_bytes()
-
-    assert pdiff_hf("sample", saved_pipeline, "--num_models", "2", "--seed", "7", "--output_dir", drawn).code == 0
-
-    assert folders_in(drawn) == ["00000", "00001"]
-    assert (drawn / "00001" / WEIGHTS).read_bytes() != before
-    assert (drawn / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert "2 networks" in (drawn / "README.md").read_text(encoding="utf-8")
-
-
 def test_networks_are_pushed_from_a_folder_or_from_none(hub: Hub, pushed: str, tmp_path: Path, pdiff_hf: Run):
     one, other = f"{pushed}-one", f"{pushed}-other"
     arguments = ["sample", pushed, "--num_models", "2", "--token", TOKEN, "--push_to"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import torch
 
 from pdiff_hf import PDiffPipeline, share
 
-from .nursery import Nursery
+from .processes import Nursery
 from .server import Hub
 from .waiting import no_longer_than, wait_for
 
@@ -92,28 +90,3 @@ def test_a_pull_that_is_killed_is_completed_by_another(
 
     settle(hub)
     assert_pulled(repo_id, empty_cache, saved_pipeline)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("seed", range(25))
-def test_a_kill_at_a_random_moment_does_no_harm(
-    hub: Hub, repo_id: str, saved_pipeline: Path, nursery: Nursery, tmp_path: Path, seed: int
-):
-    chance, source = random.Random(seed), f"{repo_id}-source"
-    share(saved_pipeline, source, token=TOKEN)
-    for code in (
-        PUSH.format(folder=str(saved_pipeline), repo_id=repo_id),
-        PULL.format(repo_id=source, cache=str(tmp_path / "cache")),
-    ):
-        hub.reset()
-        reached = chance.randrange(12)
-        child = nursery.start(code)
-        wait_for(lambda reached=reached: len(hub.log) > reached)
-        time.sleep(chance.random() / 500)
-        nursery.kill(child)
-        settle(hub)
-
-    assert hub.titles(repo_id) in ([], ["initial commit"], [TITLE, "initial commit"])
-    share(saved_pipeline, repo_id, token=TOKEN)
-    assert_pushed(hub, repo_id, saved_pipeline)
-    assert_pulled(source, tmp_path / "cache", saved_pipeline)

@@ -346,29 +346,20 @@ def change_and_push(
     return push
 
 
-@pytest.mark.parametrize("theirs", ["scheduler/scheduler_config.json", "denoiser/new.json", "README.md"])
-def test_a_change_that_someone_makes_meanwhile_to_a_file_of_ours_survives(
-    hub: Hub, api: HfApi, pushed: str, change_and_push: Callable, theirs: str
+@pytest.mark.parametrize("deleted", [False, True], ids=["changed", "deleted"])
+@pytest.mark.parametrize("theirs", ["scheduler/scheduler_config.json", "preprocessor_config.json", "README.md"])
+def test_what_someone_does_meanwhile_to_a_file_of_ours_stays_done(
+    hub: Hub, api: HfApi, pushed: str, change_and_push: Callable, theirs: str, deleted: bool
 ):
-    card = b"---\nlicense: mit\n---\nTheirs\n"
-    upload = {"path_or_fileobj": card, "path_in_repo": theirs, "repo_id": pushed, "commit_message": "Theirs"}
+    where = {"path_in_repo": theirs, "repo_id": pushed, "commit_message": "Theirs"}
+    card = None if deleted else b"---\nlicense: mit\n---\nTheirs\n"
 
     with pytest.raises(HubConflictError, match="Someone else has changed") as raised:
-        change_and_push(lambda: api.upload_file(**upload))
+        change_and_push(lambda: api.upload_file(path_or_fileobj=card, **where) if card else api.delete_file(**where))
 
     assert_clear(raised.value, pushed)
     assert hub.titles(pushed) == ["Theirs", "Upload pipeline", "initial commit"]
-    assert hub.files(pushed)[theirs] == card
-
-
-def test_what_someone_deletes_meanwhile_is_not_put_back(hub: Hub, api: HfApi, pushed: str, change_and_push: Callable):
-    theirs = "preprocessor_config.json"
-
-    with pytest.raises(HubConflictError, match="Someone else has changed"):
-        change_and_push(lambda: api.delete_file(theirs, pushed, commit_message="Theirs"))
-
-    assert hub.titles(pushed)[0] == "Theirs"
-    assert theirs not in hub.files(pushed)
+    assert hub.files(pushed).get(theirs) == card
 
 
 def test_changes_to_other_files_meanwhile_and_ours_both_survive(

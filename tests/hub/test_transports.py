@@ -16,7 +16,7 @@ from huggingface_hub import close_session
 from pdiff_hf import Checkpoints, HubAccessError, HubNotFoundError, HubUnreachableError, PDiffPipeline, share
 
 from .cases import ALWAYS, Case, assert_clear, fault, move_to, status
-from .nursery import Nursery
+from .processes import Nursery
 from .server import Hub, xet_works
 
 COMMIT = {"method": "POST", "path": "/commit/"}

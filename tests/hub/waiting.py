@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,25 +15,11 @@ import pytest
 CLIENTS = ("huggingface_hub.", "pdiff_hf.hub.")
 
 
-class Clock:
-    """Stands in for the module `time`: writes down how long it should sleep, and does not."""
-
-    def __init__(self) -> None:
-        self.sleeps: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-    def sleep(self, seconds: float) -> None:
-        """Returns at once."""
-        self.sleeps.append(seconds)
-
-
 def skip_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Lets the Hub's clients, ours included, go on at once where they would wait; returns the list of their waits."""
-    clock = Clock()
-    _set_everywhere(monkeypatch, "time", clock)
-    return clock.sleeps
+    waits: list[float] = []
+    _set_everywhere(monkeypatch, "time", SimpleNamespace(**vars(time) | {"sleep": waits.append}))
+    return waits
 
 
 def give_up_after(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
