@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,3 +97,8 @@ def assert_sentence(error: BaseException) -> None:
     assert message == message.strip()
     assert message.endswith("."), message
     assert len(message.split()) > 6, message
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """The contents of a folder's files by their paths."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -33,13 +33,7 @@ for line in sys.stdin:
 
 
 def run_python(
-    code: str,
-    hub: Hub,
-    *,
-    cache: Path,
-    token: str | None = "hf_alice",
-    block_package: bool = False,
-    timeout: float = 120,
+    code: str, hub: Hub, *, cache: Path, token: str | None = "hf_alice", block_package: bool = False
 ) -> str:
     """Runs `python -c code` and returns what it prints; `cache` is its HF_HOME.
 
@@ -53,7 +47,7 @@ def run_python(
         env=hub_environment(hub, cache, token=token) | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=120,
     )
     assert process.returncode == 0, f"The child process ended with {process.returncode}:\n{process.stderr}"
     return process.stdout

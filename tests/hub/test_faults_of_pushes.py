@@ -18,7 +18,7 @@ from pdiff_hf import (
     share,
 )
 
-from .cases import ALWAYS, HTML, Case, assert_clear, client_state, fault, status
+from .cases import ALWAYS, HTML, Case, assert_clear, client_state, fault, files_in, status
 from .server import Hub
 from .waiting import wait_for
 
@@ -112,7 +112,7 @@ def folder(tiny_pipeline: PDiffPipeline, tmp_path: Path) -> Path:
 
 def assert_pushed_once(hub: Hub, folder: Path, repo_id: str) -> None:
     assert hub.titles(repo_id) == [TITLE, "initial commit"]
-    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    content = files_in(folder)
     content["README.md"] = content["README.md"].replace(b"path/or/id", repo_id.encode())
     assert {name: data for name, data in hub.files(repo_id).items() if name != ".gitattributes"} == content
 

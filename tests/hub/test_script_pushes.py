@@ -11,7 +11,7 @@ from scripts import run
 
 from pdiff_hf import Checkpoints, HubAccessError
 
-from .cases import assert_sentence
+from .cases import assert_sentence, files_in
 from .server import Hub
 
 TOKEN = "hf_alice"
@@ -25,30 +25,16 @@ FEW_STEPS = ["--max_train_steps", "3", "--train_batch_size", "4", "--checkpointi
 CLIENTS = ("huggingface_hub", "httpx2", "httpcore2", "diffusers", "transformers", "datasets", "accelerate", "pdiff_hf")
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-class Remembering(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """All that the libraries which come to know the token log, down to the last detail."""
-    remembering = Remembering()
+    handler, messages = logging.Handler(), []
+    handler.emit = lambda record: messages.append(record.getMessage())
     for name in CLIENTS:
-        monkeypatch.setattr(logging.getLogger(name), "handlers", [remembering])
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [handler])
         monkeypatch.setattr(logging.getLogger(name), "propagate", False)
         caplog.set_level(logging.DEBUG, name)
-    return remembering.messages
+    return messages
 
 
 def test_the_scripts_push_what_they_make_and_never_the_token(

@@ -1,4 +1,4 @@
-"""The Hub of these tests is no more lenient than huggingface.co, and breaks where it is asked to."""
+"""The Hub of these tests is no more lenient than huggingface.co."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def status_of(action: Callable[[], object]) -> int:
     return refusal.value.response.status_code
 
 
-def ask(url: str, method: str = "GET", headers: dict | None = None, timeout: float = 10) -> tuple[int, dict, bytes]:
-    """Sends one bare HTTP request on a connection of its own; returns status, headers and body."""
+def ask(url: str, method: str = "GET") -> tuple[int, bytes]:
+    """Sends one bare HTTP request on a connection of its own; returns status and body."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
     try:
-        connection.request(method, f"{parts.path}?{parts.query}", b"body" if method == "POST" else None, headers or {})
+        connection.request(method, f"{parts.path}?{parts.query}")
         answer = connection.getresponse()
-        return answer.status, dict(answer.headers), answer.read()
+        return answer.status, answer.read()
     finally:
         connection.close()
 
@@ -126,56 +126,11 @@ def test_the_storage_takes_signed_addresses_and_no_token(hub: Hub, repo: str, em
     assert ask(f"{hub.cdn_url}{storage[0].path}?sig=forged", storage[0].method)[0] == 403
 
 
-@pytest.fixture
-def address(hub: Hub, repo: str) -> str:
-    """Where the large file can be had without a token."""
-    location = ask(f"{hub.url}/{repo}/resolve/main/model.safetensors")[1]["Location"]
-    hub.reset()
-    return location
-
-
-@pytest.mark.parametrize(
-    ("kind", "details", "error", "bytes_sent"),
-    [
-        ("close", {}, http.client.RemoteDisconnected, 0),
-        ("reset", {}, ConnectionResetError, 0),
-        ("lose", {}, ConnectionResetError, 0),
-        ("stall", {"seconds": 30}, TimeoutError, 0),
-        ("cut", {"after": 1000}, http.client.IncompleteRead, 1000),
-        ("reset_after", {"after": 1000}, (http.client.IncompleteRead, ConnectionResetError), 1000),
-    ],
-)
-def test_a_connection_breaks_once_and_where_it_should(
-    hub: Hub, address: str, kind: str, details: dict, error: type[Exception], bytes_sent: int
-):
-    hub.fail(kind, method="GET", path="^/cdn/get/", skip=1, **details)
-
-    assert ask(address)[2] == WEIGHTS
-    with pytest.raises(error):
-        ask(address, timeout=0.5 if kind == "stall" else 10)
-    assert (hub.log[1].fault, hub.log[1].bytes_sent) == (kind, bytes_sent)
-    assert ask(address)[2] == WEIGHTS
-
-
-def test_an_answer_is_changed_as_it_should_be(hub: Hub, address: str):
-    hub.fail("status", status=503, headers={"Retry-After": "1"}, body=b"later")
-    status, headers, body = ask(address)
-    assert (status, headers["Retry-After"], body) == (503, "1", b"later")
-    hub.fail("headers", headers={"ETag": None})
-    status, headers, body = ask(address)
-    assert (status, "ETag" in headers, body == WEIGHTS) == (200, False, True)
-    hub.fail("corrupt")
-    assert [i for i, (a, b) in enumerate(zip(ask(address)[2], WEIGHTS, strict=True)) if a != b] == [150_000]
-    hub.fail("shift")
-    assert ask(address, headers={"Range": "bytes=100-"})[::2] == (206, WEIGHTS[99:-1])
-    assert ask(address, headers={"Range": "bytes=300000-"})[0] == 416
-
-
 def test_before_its_start_and_after_its_end_a_hub_refuses_connections():
     hub = Hub()
     with pytest.raises(ConnectionRefusedError):
         ask(hub.url)
     with hub:
-        assert ask(f"{hub.url}/api/models")[2] == b"[]"
+        assert ask(f"{hub.url}/api/models")[1] == b"[]"
     with pytest.raises(ConnectionRefusedError):
         ask(hub.url)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 
 from pdiff_hf import (
     BrokenFileError,
@@ -24,15 +24,11 @@ from pdiff_hf import (
     share,
 )
 
-from .cases import assert_clear, assert_sentence
+from .cases import assert_clear, assert_sentence, files_in
 from .server import Hub
 
 TOKEN = "hf_alice"
 PICTURES = ("accuracy_similarity.png", "embedding.png")
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # A pipeline and what belongs to it
@@ -108,22 +104,6 @@ def test_who_pushes_need_not_see_what_was_loaded(hub: Hub, repo_id: str, saved_p
 
     assert hub.files(theirs).keys() == hub.files(repo_id).keys()
     assert hub.files(theirs)["metrics.json"] == hub.files(repo_id)["metrics.json"]
-
-
-@pytest.mark.parametrize("zoo", ["{id}-zoo", "{id}"])
-def test_a_card_that_moves_is_the_card_that_is_made_there(
-    hub: Hub, repo_id: str, tiny_pipeline: PDiffPipeline, empty_cache: Path, zoo: str
-):
-    zoo, new = zoo.format(id=repo_id), f"acme/{repo_id.split('/')[1]}"
-    tiny_pipeline.metrics["data"]["checkpoints"] = zoo
-    for name in (repo_id, new):
-        tiny_pipeline.push_to_hub(name, token=TOKEN)
-
-    PDiffPipeline.from_pretrained(repo_id, cache_dir=empty_cache).push_to_hub(new, token=TOKEN)
-
-    assert hub.titles(new) == ["Upload pipeline", "initial commit"]
-    assert ModelCard(hub.card(new)).data.datasets == [zoo]
-    assert f'PDiffPipeline.from_pretrained("{new}")' in hub.card(new)
 
 
 def test_a_card_that_somebody_wrote_by_hand_stays_as_it_is(
