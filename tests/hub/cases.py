@@ -32,6 +32,7 @@ class Case:
         error: The error; None if the call succeeds nevertheless.
         hub: Attributes of the Hub for this call.
         says: What the error's sentence must hold.
+        waits: Seconds that the Hub asks to wait.
     """
 
     cause: str
@@ -39,6 +40,7 @@ class Case:
     error: type[HubError] | None = None
     hub: dict[str, Any] = field(default_factory=dict)
     says: str = ""
+    waits: float = 0
 
     def __str__(self) -> str:
         return self.cause

@@ -18,19 +18,12 @@ from .server.model import Blob, Repo
 
 @dataclasses.dataclass
 class Shared:
-    """A pipeline or a checkpoints dataset on the Hub.
-
-    Args:
-        repo: Where it is.
-        folder: Where it was pushed from.
-        load: Loads it from a folder or, with a cache, from the Hub; takes further arguments of the loader.
-        content: All that it holds, for comparison.
-    """
+    """A pipeline or a checkpoints dataset on the Hub."""
 
     repo: Repo
-    folder: Path
-    load: Callable[..., Any]
-    content: Callable[[Any], dict[str, Any]]
+    folder: Path  # where it was pushed from
+    load: Callable[..., Any]  # from a folder or, with a cache, from the Hub
+    content: Callable[[Any], dict[str, Any]]  # all that it holds, for comparison
 
     def pull(self, cache: Path, **how: Any) -> Any:
         """Loads it from the Hub."""

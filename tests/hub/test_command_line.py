@@ -7,8 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,27 +18,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
-from pdiff_hf import Checkpoints, PDiffPipeline, load_checkpoints
+from pdiff_hf import PDiffPipeline
 from pdiff_hf_cli import main
 
 from .environment import hub_environment
 from .processes import run_python
 from .server import Hub
+from .shared import Shared
 
 TOKEN = "hf_alice"
 COMMANDS = ("info", "sample", "audit", "push")
 WEIGHTS = "model.safetensors"
 
 
-@dataclass
-class Said:
-    """What a command answered."""
-
-    code: int
-    out: str
-    err: str
-
-
+Said = namedtuple("Said", ["code", "out", "err"])
 Run = Callable[..., Said]
 
 
@@ -226,31 +219,18 @@ def test_as_a_program_without_the_hub_it_draws_the_same_networks(
 
 
 def test_push_takes_each_kind_of_folder(
-    hub: Hub,
-    repo_id: str,
-    saved_pipeline: Path,
-    tiny_pipeline: PDiffPipeline,
-    tiny_checkpoints: Checkpoints,
-    tmp_path: Path,
-    pdiff_hf: Run,
+    hub: Hub, repo_id: str, pipeline: Shared, checkpoints: Shared, tmp_path: Path, pdiff_hf: Run
 ):
-    tiny_checkpoints.save(tmp_path / "zoo")
-    tiny_pipeline(1).save_pretrained(tmp_path / "drawn")
-    targets = {
-        saved_pipeline: ("model", repo_id),
-        tmp_path / "zoo": ("dataset", f"{repo_id}-zoo"),
-        tmp_path / "drawn": ("model", f"{repo_id}-drawn"),
-    }
+    pipeline.load(pipeline.folder)(1).save_pretrained(tmp_path / "drawn")
+    folders = {pipeline.folder: "model", checkpoints.folder: "dataset", tmp_path / "drawn": "model"}
 
-    for folder, (repo_type, target) in targets.items():
+    for folder, repo_type in folders.items():
+        target = f"{repo_id}-{folder.name}"
         said = pdiff_hf("push", folder, target, "--private", "--message", "Mine", "--token", TOKEN)
         assert (said.code, said.err) == (0, "")
         assert f"{target}/commit/" in said.out
         assert hub.repos[repo_type, target].private
         assert hub.titles(target, repo_type) == ["Mine", "initial commit"]
-
-    loaded = load_checkpoints(f"{repo_id}-zoo", token=TOKEN)
-    assert torch.equal(loaded.zoo.parameters, tiny_checkpoints.zoo.parameters)
 
 
 def test_push_makes_the_revision_that_carries_its_code(hub: Hub, repo_id: str, saved_pipeline: Path, pdiff_hf: Run):
@@ -267,16 +247,10 @@ def test_push_makes_the_revision_that_carries_its_code(hub: Hub, repo_id: str, s
 
 
 def test_an_audit_reads_and_pushes_with_its_token(
-    hub: Hub,
-    repo_id: str,
-    tiny_checkpoints: Checkpoints,
-    tiny_pipeline: PDiffPipeline,
-    tmp_path: Path,
-    pdiff_hf: Run,
+    hub: Hub, repo_id: str, pipeline: Shared, checkpoints: Shared, tmp_path: Path, pdiff_hf: Run
 ):
-    tiny_pipeline.push_to_hub(repo_id, private=True, token=TOKEN)
-    tiny_checkpoints.push_to_hub(f"{repo_id}-zoo", private=True, token=TOKEN)
-    arguments = ["audit", repo_id, "--checkpoints", f"{repo_id}-zoo", "--num_models", "2", "--push_to", repo_id]
+    pipeline.repo.visibility = checkpoints.repo.visibility = "private"
+    arguments = ["audit", repo_id, "--checkpoints", repo_id, "--num_models", "2", "--push_to", repo_id]
 
     said = pdiff_hf(*arguments, "--output_dir", tmp_path / "report", "--token", TOKEN)
     described = json.loads(pdiff_hf("info", repo_id, "--json", "--token", TOKEN).out)
@@ -318,21 +292,14 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), FAILURES, ids=[arguments for arguments, _ in FAILURES])
-@pytest.mark.usefixtures("saved_pipeline")
 def test_what_goes_wrong_is_said_in_one_line(
-    hub: Hub,
-    pushed: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    pdiff_hf: Run,
-    arguments: str,
-    sentence: str,
+    hub: Hub, pipeline: Shared, monkeypatch: pytest.MonkeyPatch, pdiff_hf: Run, arguments: str, sentence: str
 ):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    head = dict(hub.repos["model", pushed].branches)
+    folder, head = pipeline.folder.parent, dict(pipeline.repo.branches)
+    monkeypatch.chdir(folder)
+    (folder / "file").write_text("in the way", encoding="utf-8")
 
-    said = pdiff_hf(*arguments.format(repo=pushed).split())
+    said = pdiff_hf(*arguments.format(repo=pipeline.repo.id).split())
 
     assert (said.code, said.out) == (1, "")
     (line,) = said.err.splitlines()
@@ -340,6 +307,6 @@ def test_what_goes_wrong_is_said_in_one_line(
     assert sentence in line
     assert line.endswith(".")
     assert not re.search(r"hf_(mistyped|alice)", line)
-    assert not (tmp_path / "out").exists()
-    assert hub.repos["model", pushed].branches == head
+    assert not (folder / "out").exists()
+    assert pipeline.repo.branches == head
     assert not hub.requests("PUT")

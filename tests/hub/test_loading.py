@@ -131,13 +131,3 @@ def test_files_of_a_component_that_is_given_are_not_fetched(
     assert getattr(pipe, given) is component
     assert resolved(hub) == {name for name in NEEDED if not name.startswith(f"{given}/")}
     assert torch.isfinite(draw(pipe)).all()
-
-
-def test_a_precision_that_is_asked_for_reaches_all_but_the_decoder(pushed: str, load: Any):
-    pipe = load(pushed, dtype=torch.bfloat16)
-
-    out = pipe(2)
-
-    assert pipe.denoiser.dtype == pipe.target_model.dtype == torch.bfloat16
-    assert pipe.autoencoder.dtype == out.parameters.dtype == torch.float32
-    assert out.logits(torch.zeros(3, 1, 8, 8)).shape == (2, 3, 10)

@@ -14,7 +14,6 @@ from pdiff_hf import (
     BrokenFileError,
     Checkpoints,
     HubAccessError,
-    HubConflictError,
     HubUnreachableError,
     PDiffPipeline,
     Recipe,
@@ -34,12 +33,14 @@ PICTURES = ("accuracy_similarity.png", "embedding.png")
 # A pipeline and what belongs to it
 
 
-@pytest.mark.parametrize("source", ["folder", "hub", "cache"])
+@pytest.mark.parametrize("source", ["folder", "hub", "cache", "hub, with a card of one's own"])
 def test_a_loaded_pipeline_keeps_card_metrics_and_figures(
     hub: Hub, repo_id: str, saved_pipeline: Path, empty_cache: Path, tmp_path: Path, source: str
 ):
     for name in (*PICTURES, "LICENSE"):
         (saved_pipeline / name).write_bytes(f"the {name}".encode())
+    if source.endswith("own"):
+        (saved_pipeline / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n\nSee another/one.\n")
     card, first = (saved_pipeline / "README.md").read_text(encoding="utf-8"), f"{repo_id}-first"
     address = "path/or/id" if source == "folder" else first
     if source == "folder":
@@ -104,18 +105,6 @@ def test_who_pushes_need_not_see_what_was_loaded(hub: Hub, repo_id: str, saved_p
 
     assert hub.files(theirs).keys() == hub.files(repo_id).keys()
     assert hub.files(theirs)["metrics.json"] == hub.files(repo_id)["metrics.json"]
-
-
-def test_a_card_that_somebody_wrote_by_hand_stays_as_it_is(
-    hub: Hub, repo_id: str, saved_pipeline: Path, empty_cache: Path, tmp_path: Path
-):
-    own = "---\nlicense: mit\n---\n# Mine\n\nSee path/or/id.\n"
-    (saved_pipeline / "README.md").write_text(own, encoding="utf-8")
-
-    share(saved_pipeline, repo_id, token=TOKEN)
-    PDiffPipeline.from_pretrained(repo_id, cache_dir=empty_cache).save_pretrained(tmp_path / "again")
-
-    assert hub.card(repo_id) == (tmp_path / "again/README.md").read_text(encoding="utf-8") == own
 
 
 def test_a_pipeline_whose_folder_has_gone_is_pushed_all_the_same(hub: Hub, repo_id: str, saved_pipeline: Path):
@@ -207,32 +196,19 @@ def test_a_stranger_opens_a_pull_request_that_leaves_the_main_branch_as_it_is(
 # What is refused, before anything is sent
 
 
-def training_state(folder: Path) -> None:
-    (folder / "checkpoint-3").mkdir()
-    (folder / "checkpoint-3/random_states_0.pkl").write_bytes(b"pickled")
-
-
-def link_to_a_file(folder: Path) -> None:
-    (folder.parent / "secret.json").write_text("{}", encoding="utf-8")
-    (folder / "more.json").symlink_to(folder.parent / "secret.json")
-
-
-def link_to_a_folder(folder: Path) -> None:
-    shutil.move(folder / "denoiser", folder.parent / "elsewhere")
-    (folder / "denoiser").symlink_to(folder.parent / "elsewhere")
-
-
-def link_to_nothing(folder: Path) -> None:
-    (folder / "autoencoder/diffusion_pytorch_model.safetensors").unlink()
-    (folder / "autoencoder/diffusion_pytorch_model.safetensors").symlink_to(folder.parent / "unmounted")
+def link(folder: Path, name: str, target: str) -> None:
+    """Puts a link to something outside in the place of a file or folder, which becomes its target."""
+    if (folder / name).exists():
+        shutil.move(folder / name, folder.parent / target)
+    (folder / name).symlink_to(folder.parent / target)
 
 
 SPOILED: dict[str, Callable[[Path], object]] = {
     "pickled weights": lambda folder: (folder / "denoiser/diffusion_pytorch_model.bin").write_bytes(b"pickled"),
-    "training state": training_state,
-    "link to a file": link_to_a_file,
-    "link to a folder": link_to_a_folder,
-    "link to nothing": link_to_nothing,
+    "training state": lambda folder: (folder / "denoiser/random_states_0.pkl").write_bytes(b"pickled"),
+    "link to a file": lambda folder: link(folder, "denoiser/config.json", "secret.json"),
+    "link to a folder": lambda folder: link(folder, "denoiser", "elsewhere"),
+    "link to nothing": lambda folder: link(folder, "more.json", "unmounted"),
     "token in the card": lambda folder: (folder / "README.md").write_text(f"\nexport HF_TOKEN=hf_{'a1B2' * 9}\n"),
     "token in the metrics": lambda folder: (folder / "metrics.json").write_text(f'{{"a": "hf_{"x" * 34}"}}'),
     "no pipeline": lambda folder: (folder / "model_index.json").unlink(),
@@ -282,13 +258,11 @@ def test_no_path_of_this_machine_reaches_the_hub(
     paths = {"dataset_name": str(images), "model_name_or_path": str(tmp_path / "my-target")}
     tiny_checkpoints.collection["settings"] |= paths
     tiny_checkpoints.save(tmp_path / "zoo")
-    zoo = load_checkpoints(tmp_path / "zoo")
-    fit(zoo, tiny_recipe).save_pretrained(tmp_path / "pipeline")
-    pipe = PDiffPipeline.from_pretrained(tmp_path / "pipeline")
-    pipe.save_pretrained(tmp_path / "again")
+    pipe = fit(load_checkpoints(tmp_path / "zoo"), tiny_recipe)
+    pipe.save_pretrained(tmp_path / "pipeline")
 
-    share(tmp_path / ("zoo" if repo_type == "dataset" else "again"), repo_id, token=TOKEN)
-    (zoo if repo_type == "dataset" else pipe(2)).push_to_hub(f"{repo_id}-2", token=TOKEN)
+    share(tmp_path / ("zoo" if repo_type == "dataset" else "pipeline"), repo_id, token=TOKEN)
+    (tiny_checkpoints if repo_type == "dataset" else pipe(2)).push_to_hub(f"{repo_id}-2", token=TOKEN)
 
     for name in (repo_id, f"{repo_id}-2"):
         for path, content in hub.files(name, repo_type).items():
@@ -300,69 +274,3 @@ def test_no_path_of_this_machine_reaches_the_hub(
     assert (settings["dataset_name"], settings["model_name_or_path"]) == ("my-images", "my-target")
     here = json.loads((tmp_path / "zoo/collection.json").read_text(encoding="utf-8"))
     assert here["settings"]["dataset_name"] == str(images)  # where the images are found again
-
-
-# Somebody else at the same time
-
-
-@pytest.fixture
-def change_and_push(
-    hub: Hub, pushed: str, tiny_pipeline: PDiffPipeline, waits: list[float], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[], object]], None]:
-    """Pushes a changed scheduler; something else is done when its commit has arrived, before it is looked at."""
-
-    def push(act: Callable[[], object]) -> None:
-        planned, take_fault = [act], hub.take_fault
-
-        def act_once(method: str, target: str) -> object:
-            if method == "POST" and "/commit/" in target and planned:
-                planned.pop()()
-            return take_fault(method, target)
-
-        monkeypatch.setattr(hub, "take_fault", act_once)
-        tiny_pipeline.scheduler.register_to_config(solver_order=1)
-        tiny_pipeline.push_to_hub(pushed, token=TOKEN)
-
-    return push
-
-
-@pytest.mark.parametrize("deleted", [False, True], ids=["changed", "deleted"])
-@pytest.mark.parametrize("theirs", ["scheduler/scheduler_config.json", "preprocessor_config.json", "README.md"])
-def test_what_someone_does_meanwhile_to_a_file_of_ours_stays_done(
-    hub: Hub, api: HfApi, pushed: str, change_and_push: Callable, theirs: str, deleted: bool
-):
-    where = {"path_in_repo": theirs, "repo_id": pushed, "commit_message": "Theirs"}
-    card = None if deleted else b"---\nlicense: mit\n---\nTheirs\n"
-
-    with pytest.raises(HubConflictError, match="Someone else has changed") as raised:
-        change_and_push(lambda: api.upload_file(path_or_fileobj=card, **where) if card else api.delete_file(**where))
-
-    assert_clear(raised.value, pushed)
-    assert hub.titles(pushed) == ["Theirs", "Upload pipeline", "initial commit"]
-    assert hub.files(pushed).get(theirs) == card
-
-
-def test_changes_to_other_files_meanwhile_and_ours_both_survive(
-    hub: Hub, api: HfApi, pushed: str, change_and_push: Callable
-):
-    upload = {"path_or_fileobj": b"MIT", "path_in_repo": "LICENSE", "repo_id": pushed, "commit_message": "Theirs"}
-
-    change_and_push(lambda: api.upload_file(**upload))
-
-    assert hub.titles(pushed) == ["Upload pipeline", "Theirs", "Upload pipeline", "initial commit"]
-    assert hub.files(pushed)["LICENSE"] == b"MIT"
-    assert json.loads(hub.files(pushed)["scheduler/scheduler_config.json"])["solver_order"] == 1
-
-
-def test_a_push_on_top_of_a_commit_fails_where_the_branch_has_moved(
-    hub: Hub, api: HfApi, pushed: str, saved_pipeline: Path
-):
-    seen = api.model_info(pushed).sha
-    api.upload_file(path_or_fileobj=b"MIT", path_in_repo="LICENSE", repo_id=pushed)
-    (saved_pipeline / "embedding.png").write_bytes(b"a figure")
-
-    with pytest.raises(HubConflictError):
-        share(saved_pipeline, pushed, parent_commit=seen, token=TOKEN)
-    share(saved_pipeline, pushed, parent_commit=api.model_info(pushed).sha, token=TOKEN)
-
-    assert {"LICENSE", "embedding.png"} <= hub.files(pushed).keys()

@@ -60,7 +60,7 @@ pathlib.Path({out!r}).write_text(first)
 
 
 @pytest.fixture(scope="module")
-def xet_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Nursery]]:
+def xet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Nursery]]:
     """A Hub whose large files move through hf_xet, and children that are its clients."""
     folder = tmp_path_factory.mktemp("xet")
     if not xet_works(folder / "attempt"):
@@ -72,13 +72,6 @@ def xet_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub,
         nursery = Nursery(hub, folder / "home", xet=True, env=environment)
         yield hub, nursery
         nursery.close()
-
-
-@pytest.fixture
-def xet(xet_clients: tuple[Hub, Nursery]) -> tuple[Hub, Nursery]:
-    """The same, with nothing in the Hub's log and no failure planned."""
-    xet_clients[0].reset()
-    return xet_clients
 
 
 @pytest.fixture
@@ -113,6 +106,7 @@ def test_large_files_through_xet_arrive_bit_for_bit_and_are_repaired(
     tmp_path: Path,
 ):
     hub, nursery = xet
+    hub.reset()
     tiny_checkpoints.save(tmp_path / "zoo")
 
     for folder in (saved_pipeline, saved_pipeline, tmp_path / "zoo"):
@@ -136,6 +130,7 @@ def test_with_xet_a_push_survives_or_says_why_and_is_completed_by_another(
     monkeypatch: pytest.MonkeyPatch,
 ):
     hub, nursery = xet
+    hub.reset()
     case.arrange(hub, monkeypatch)
     push = PUSH.format(folder=str(saved_pipeline), repo_id=repo_id, out=str(tmp_path / "out"))
 
