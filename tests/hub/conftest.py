@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants
 from pdiff_hf import Checkpoints, PDiffPipeline, load_checkpoints
 
 from .cases import ALWAYS, move_to
+from .processes import Nursery
 from .server import Hub
 from .shared import Shared, content_of_checkpoints, content_of_pipeline
 from .waiting import no_longer_than, skip_waits
@@ -83,6 +84,14 @@ def lose_the_hub(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.M
         hub.log.clear()
 
     return lose
+
+
+@pytest.fixture(scope="session")
+def nursery(session_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Children that push to, and pull from, the Hub of these tests, or another one."""
+    nursery = Nursery(session_hub, tmp_path_factory.mktemp("home"))
+    yield nursery
+    nursery.close()
 
 
 @dataclass

@@ -16,14 +16,19 @@ from .server import Hub
 WITHOUT_PACKAGE = "import sys; sys.modules['pdiff_hf'] = None\n"
 NURSERY = """
 import json, os, sys
+from huggingface_hub import constants
 from pdiff_hf import *
 
 print("ready", flush=True)
 for line in sys.stdin:
+    code, url, xet = json.loads(line)
     child = os.fork()
     if not child:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        constants.HUGGINGFACE_CO_URL_TEMPLATE = template.replace(constants.ENDPOINT, url)
+        constants.ENDPOINT, constants.HF_HUB_DISABLE_XET = url, not xet
         try:
-            exec(json.loads(line))
+            exec(code)
             os._exit(0)
         finally:
             os._exit(1)
@@ -57,32 +62,42 @@ class Nursery:
     """A process that forks itself for every piece of code, with everything imported: children that a test can kill.
 
     Args:
-        hub: The only Hub that it knows.
+        hub: The Hub of its children.
         cache: Its HF_HOME.
-        xet: Whether large files move through hf_xet.
-        env: Further variables of its environment.
     """
 
-    def __init__(self, hub: Hub, cache: Path, *, xet: bool = False, env: dict[str, str] | None = None):
-        environment = hub_environment(hub, cache, token="hf_alice", xet=xet) | {"OMP_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    def __init__(self, hub: Hub, cache: Path):
+        # hf_xet repeats by itself, in its own time.
+        environment = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        self.hub = hub
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY], env=environment | (env or {}), text=True, **pipes
+            [sys.executable, "-c", NURSERY],
+            env=hub_environment(hub, cache, token="hf_alice", xet=True) | environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self._read()
 
     def _read(self) -> str:
         return self.process.stdout.readline().strip()
 
-    def start(self, code: str) -> int:
-        """Starts a child, and returns its id; `end` is to be called before the next one."""
-        self.process.stdin.write(json.dumps(code) + "\n")
+    def start(self, code: str, xet_hub: Hub | None = None) -> int:
+        """Starts a child, and returns its id; `end` is to be called before the next one.
+
+        Args:
+            code: Its Python; `from pdiff_hf import *` is done.
+            xet_hub: The only Hub that it knows, in place of the usual one; large files then move through hf_xet.
+        """
+        url = (xet_hub or self.hub).url
+        self.process.stdin.write(json.dumps([code, url, xet_hub is not None]) + "\n")
         self.process.stdin.flush()
         return int(self._read())
 
-    def run(self, code: str) -> None:
+    def run(self, code: str, xet_hub: Hub | None = None) -> None:
         """Runs code in a child; raises AssertionError if it fails."""
-        self.start(code)
+        self.start(code, xet_hub)
         assert self.end() == 0, "The child failed; see what it has written to stderr."
 
     def end(self) -> int:

@@ -21,14 +21,6 @@ PUSH = "share({folder!r}, {repo_id!r})"
 PULL = "PDiffPipeline.from_pretrained({repo_id!r}, cache_dir={cache!r})"
 
 
-@pytest.fixture(scope="module")
-def nursery(session_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Children that push to, and pull from, the Hub of these tests."""
-    nursery = Nursery(session_hub, tmp_path_factory.mktemp("home"))
-    yield nursery
-    nursery.close()
-
-
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
     """A hang is an error."""

@@ -59,19 +59,13 @@ pathlib.Path({out!r}).write_text(first)
 """
 
 
-@pytest.fixture(scope="module")
-def xet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Nursery]]:
-    """A Hub whose large files move through hf_xet, and children that are its clients."""
-    folder = tmp_path_factory.mktemp("xet")
-    if not xet_works(folder / "attempt"):
+@pytest.fixture
+def xet_hub(tmp_path: Path) -> Iterator[Hub]:
+    """A Hub whose large files move through hf_xet, in children with a cache of their own."""
+    if not xet_works(tmp_path / "attempt"):
         pytest.skip("the installed hf_xet does not store in a folder")
-    # hf_xet repeats by itself, in its own time.
-    retries = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
-    environment = retries | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with Hub(xet=True) as hub:
-        nursery = Nursery(hub, folder / "home", xet=True, env=environment)
-        yield hub, nursery
-        nursery.close()
+        yield hub
 
 
 @pytest.fixture
@@ -98,55 +92,53 @@ def digests(pipe: PDiffPipeline, checkpoints: Checkpoints) -> str:
 
 
 def test_large_files_through_xet_arrive_bit_for_bit_and_are_repaired(
-    xet: tuple[Hub, Nursery],
+    xet_hub: Hub,
+    nursery: Nursery,
     repo_id: str,
     saved_pipeline: Path,
     tiny_pipeline: PDiffPipeline,
     tiny_checkpoints: Checkpoints,
     tmp_path: Path,
 ):
-    hub, nursery = xet
-    hub.reset()
     tiny_checkpoints.save(tmp_path / "zoo")
 
     for folder in (saved_pipeline, saved_pipeline, tmp_path / "zoo"):
-        nursery.run(PUSH.format(folder=str(folder), repo_id=repo_id, out=str(tmp_path / "out")))
-    nursery.run(PULL.format(repo_id=repo_id, out=str(tmp_path / "out")))
+        nursery.run(PUSH.format(folder=str(folder), repo_id=repo_id, out=str(tmp_path / "out")), xet_hub)
+    nursery.run(PULL.format(repo_id=repo_id, out=str(tmp_path / "out")), xet_hub)
 
     assert (tmp_path / "out").read_text() == digests(tiny_pipeline, tiny_checkpoints)
-    assert hub.requests("GET", "xet-write-token")
-    assert hub.requests("GET", "xet-read-token")
-    assert not [record for record in hub.log if record.origin == "cdn"]
-    assert len(hub.requests("POST", "/commit/")) == 2
+    assert xet_hub.requests("GET", "xet-write-token")
+    assert xet_hub.requests("GET", "xet-read-token")
+    assert not [record for record in xet_hub.log if record.origin == "cdn"]
+    assert len(xet_hub.requests("POST", "/commit/")) == 2
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_with_xet_a_push_survives_or_says_why_and_is_completed_by_another(
-    xet: tuple[Hub, Nursery],
+    xet_hub: Hub,
+    nursery: Nursery,
     repo_id: str,
     saved_pipeline: Path,
     tmp_path: Path,
     case: Case,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    hub, nursery = xet
-    hub.reset()
-    case.arrange(hub, monkeypatch)
+    case.arrange(xet_hub, monkeypatch)
     push = PUSH.format(folder=str(saved_pipeline), repo_id=repo_id, out=str(tmp_path / "out"))
 
-    nursery.run(push)
+    nursery.run(push, xet_hub)
     kind, said = json.loads((tmp_path / "out").read_text())
     assert kind == (case.error and case.error.__name__), said
-    assert hub.titles(repo_id) == ["Upload pipeline"] * (case.error is None) + ["initial commit"]
+    assert xet_hub.titles(repo_id) == ["Upload pipeline"] * (case.error is None) + ["initial commit"]
     if case.error is not None:
         assert_clear(case.error(said), repo_id)
-    case.assert_struck(hub)
+    case.assert_struck(xet_hub)
 
-    hub.faults.clear()
-    nursery.run(push)
+    xet_hub.faults.clear()
+    nursery.run(push, xet_hub)
     kind, said = json.loads((tmp_path / "out").read_text())
     assert kind is None, said
-    assert hub.titles(repo_id) == ["Upload pipeline", "initial commit"]
+    assert xet_hub.titles(repo_id) == ["Upload pipeline", "initial commit"]
 
 
 def test_https_without_a_token_reads_what_is_open_and_names_what_is_not(
