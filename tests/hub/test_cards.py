@@ -127,9 +127,6 @@ def test_a_card_has_no_gap(audited: Audited, tmp_path: Path, name: str):
     assert text[: first.start()].count("\n\n") <= 2  # the title alone stands before it
 
 
-# What a pipeline's card says
-
-
 @pytest.mark.parametrize("word", MEANINGS)
 def test_the_audits_word_stands_in_the_first_paragraph(audited: Audited, tmp_path: Path, word: str):
     metrics = copy.deepcopy(audited.metrics)
@@ -209,9 +206,6 @@ def test_a_card_that_somebody_wrote_by_hand_is_kept(audited: Audited, tmp_path: 
 
     assert text_of(tmp_path / "pipeline") == text_of(tmp_path / "checkpoints") == own
     assert "sets" in json.loads((tmp_path / "pipeline/metrics.json").read_text(encoding="utf-8"))
-
-
-# Snippets
 
 
 def test_the_snippets_run_as_they_stand(
