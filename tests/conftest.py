@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import tempfile
 
-from hub.environment import start_session_hub
+from hub.environment import reserve_session_hub
 
 # The libraries below read once, at their import, which Hub there is.
 HF_HOME = tempfile.TemporaryDirectory(prefix="pdiff-hf-tests-")
-SESSION_HUB = start_session_hub(HF_HOME.name)
+SESSION_HUB = reserve_session_hub(HF_HOME.name)
 
 # ruff: noqa: E402
 import dataclasses
@@ -125,12 +125,19 @@ def fresh_accelerate() -> Iterator[None]:
     PartialState._reset_state()
 
 
+@pytest.fixture(scope="session")
+def session_hub() -> Hub:
+    """The Hub that the libraries talk to; it listens from the first test on that asks for it."""
+    SESSION_HUB.start()
+    return SESSION_HUB
+
+
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(session_hub: Hub) -> Iterator[Hub]:
     """The Hub that the libraries talk to, with nothing in its log and no failure planned."""
-    SESSION_HUB.reset()
-    yield SESSION_HUB
-    SESSION_HUB.reset()
+    session_hub.reset()
+    yield session_hub
+    session_hub.reset()
 
 
 @pytest.fixture

@@ -34,8 +34,11 @@ def hub_environment(
     return environment
 
 
-def start_session_hub(home: str | Path) -> Hub:
-    """Starts the Hub that this process uses for its whole life, without a token; goes before any library's import."""
+def reserve_session_hub(home: str | Path) -> Hub:
+    """Returns the Hub that this process uses for its whole life, without a token, before any library is imported.
+
+    It has its address, and listens when a test first asks for it.
+    """
     hub = Hub()
     atexit.register(hub.stop)
     environment = hub_environment(hub, home)

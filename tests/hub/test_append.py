@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 
 from pdiff_hf import Checkpoints, CheckpointsError, CheckpointSplit, append_checkpoints, load_checkpoints
 
-from .processes import start_python
 from .server import Hub
 
 TOKEN = "hf_alice"
-APPEND = """
-from pdiff_hf import append_checkpoints, load_checkpoints
-append_checkpoints(load_checkpoints({folder!r}), {repo_id!r})
-"""
 
 
 def part(checkpoints: Checkpoints, index: int) -> Checkpoints:
@@ -31,11 +24,7 @@ def part(checkpoints: Checkpoints, index: int) -> Checkpoints:
     return dataclasses.replace(checkpoints, splits=splits)
 
 
-def commits(repo_id: str) -> list[str]:
-    return [c.title for c in HfApi(token=TOKEN).list_repo_commits(repo_id, repo_type="dataset")]
-
-
-def assert_all_arrived_once(repo_id: str, checkpoints: Checkpoints, machines: int) -> None:
+def assert_all_arrived_once(hub: Hub, repo_id: str, checkpoints: Checkpoints, machines: int) -> None:
     loaded = load_checkpoints(repo_id, token=TOKEN)
     for split, zoo in checkpoints.splits.items():
         rows = loaded.splits[split]
@@ -46,74 +35,39 @@ def assert_all_arrived_once(repo_id: str, checkpoints: Checkpoints, machines: in
     first = loaded.zoo.take([run.startswith("machine-0-") for run in loaded.zoo.run])
     order = sorted(range(len(checkpoints.zoo)), key=lambda row: (checkpoints.zoo.run[row], checkpoints.zoo.step[row]))
     assert torch.equal(first.parameters, checkpoints.zoo.parameters[order])
+    average = loaded.processor.flatten(loaded.target_model.state_dict())
+    torch.testing.assert_close(average, loaded.zoo.parameters.mean(0))
+    assert len(hub.titles(repo_id, "dataset")) == 1 + machines  # the repository's own first one, and ours
 
 
-@pytest.mark.usefixtures("hub")
-def test_rows_are_added_to_those_that_are_there(tiny_checkpoints: Checkpoints, repo_id: str):
+@pytest.mark.parametrize("lost", [False, True], ids=["", "answer lost"])
+@pytest.mark.usefixtures("waits")
+def test_rows_are_added_once_to_those_that_are_there(
+    hub: Hub, tiny_checkpoints: Checkpoints, repo_id: str, lost: bool
+):
     append_checkpoints(part(tiny_checkpoints, 0), repo_id, token=TOKEN)
-    append_checkpoints(part(tiny_checkpoints, 1), repo_id, token=TOKEN)
+    if lost:
+        hub.fail("lose", method="POST", path="/commit/")
+    added = append_checkpoints(part(tiny_checkpoints, 1), repo_id, token=TOKEN)
 
-    assert_all_arrived_once(repo_id, tiny_checkpoints, machines=2)
-    average = load_checkpoints(repo_id, token=TOKEN)
-    drawn = average.processor.flatten(average.target_model.state_dict())
-    torch.testing.assert_close(drawn, average.zoo.parameters.mean(0))
-
-
-@pytest.mark.usefixtures("hub")
-def test_rows_that_are_there_are_not_added_twice(tiny_checkpoints: Checkpoints, repo_id: str):
-    first = append_checkpoints(tiny_checkpoints, repo_id, token=TOKEN)
-
-    assert append_checkpoints(tiny_checkpoints, repo_id, token=TOKEN) == first
-    assert len(commits(repo_id)) == 2  # the repository's own first one, and ours
+    assert append_checkpoints(part(tiny_checkpoints, 1), repo_id, token=TOKEN) == added
+    assert_all_arrived_once(hub, repo_id, tiny_checkpoints, machines=2)
 
 
-@pytest.mark.usefixtures("hub")
-def test_another_vector_under_the_same_name_is_refused(tiny_checkpoints: Checkpoints, repo_id: str):
+def test_another_vector_under_the_same_name_is_refused(hub: Hub, tiny_checkpoints: Checkpoints, repo_id: str):
     append_checkpoints(tiny_checkpoints, repo_id, token=TOKEN)
     train = CheckpointSplit(tiny_checkpoints.zoo.parameters + 1, **tiny_checkpoints.zoo.columns)
     other = dataclasses.replace(tiny_checkpoints, splits={**tiny_checkpoints.splits, "train": train})
 
     with pytest.raises(CheckpointsError, match="Two different checkpoints"):
         append_checkpoints(other, repo_id, token=TOKEN)
-    assert len(commits(repo_id)) == 2
+    assert len(hub.titles(repo_id, "dataset")) == 2
 
 
-def test_a_lost_answer_adds_nothing_twice(tiny_checkpoints: Checkpoints, repo_id: str, hub: Hub):
-    append_checkpoints(part(tiny_checkpoints, 0), repo_id, token=TOKEN)
-    hub.fail("lose", method="POST", path="/commit/")
-
-    append_checkpoints(part(tiny_checkpoints, 1), repo_id, token=TOKEN)
-
-    assert_all_arrived_once(repo_id, tiny_checkpoints, machines=2)
-    assert len(commits(repo_id)) == 3
-
-
-@pytest.mark.usefixtures("hub")
-def test_concurrent_additions_all_arrive_once(
-    tiny_checkpoints: Checkpoints, repo_id: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("pdiff_hf.hub.client.BACK_OFF", (0.0, 0.0))
-    parts = [part(tiny_checkpoints, i) for i in range(3)]
-
+@pytest.mark.usefixtures("waits")
+def test_concurrent_additions_all_arrive_once(hub: Hub, tiny_checkpoints: Checkpoints, repo_id: str):
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda p: append_checkpoints(p, repo_id, token=TOKEN), parts))
+        parts = [part(tiny_checkpoints, i) for i in range(3)]
+        list(pool.map(lambda machine: append_checkpoints(machine, repo_id, token=TOKEN), parts))
 
-    assert_all_arrived_once(repo_id, tiny_checkpoints, machines=3)
-    assert len(commits(repo_id)) == 4
-
-
-@pytest.mark.exhaustive
-def test_four_processes_add_to_one_dataset_at_once(
-    tiny_checkpoints: Checkpoints, repo_id: str, hub: Hub, tmp_path: Path
-):
-    started = []
-    for i in range(4):
-        part(tiny_checkpoints, i).save(tmp_path / f"part-{i}")
-        code = APPEND.format(folder=str(tmp_path / f"part-{i}"), repo_id=repo_id)
-        started.append(start_python(code, hub, cache=tmp_path / f"cache-{i}"))
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-
-    assert_all_arrived_once(repo_id, tiny_checkpoints, machines=4)
-    assert len(commits(repo_id)) == 5
+    assert_all_arrived_once(hub, repo_id, tiny_checkpoints, machines=3)

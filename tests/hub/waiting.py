@@ -2,50 +2,46 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-SLEEPERS = (
-    "huggingface_hub.utils._http",
-    "huggingface_hub.file_download",
-    "pdiff_hf.hub.client",
-)
-
-
-class Clock:
-    """Stands in for the module `time`: writes down how long it should sleep, and does not."""
-
-    def __init__(self) -> None:
-        self.sleeps: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-    def sleep(self, seconds: float) -> None:
-        """Returns at once."""
-        self.sleeps.append(seconds)
+CLIENTS = ("huggingface_hub.", "pdiff_hf.hub.")
 
 
 def skip_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Lets the Hub's clients, ours included, go on at once where they would wait; returns the list of their waits."""
-    clock = Clock()
-    for name in SLEEPERS:
-        monkeypatch.setattr(importlib.import_module(name), "time", clock)
-    return clock.sleeps
+    waits: list[float] = []
+    _set_everywhere(monkeypatch, "time", SimpleNamespace(**vars(time) | {"sleep": waits.append}))
+    return waits
+
+
+def give_up_after(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Lets the Hub's clients, ours included, wait no longer than that for an answer."""
+    for name in ("ANSWER_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        _set_everywhere(monkeypatch, name, seconds)
+
+
+def _set_everywhere(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
+    modules = [module for path, module in list(sys.modules.items()) if path.startswith(CLIENTS)]
+    holders = [module for module in modules if name in vars(module)]
+    assert holders, name
+    for module in holders:
+        monkeypatch.setattr(module, name, value)
 
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in a block that hangs; for the main thread."""
+    """Fails a test whose block hangs, with an exception that no client takes for a timeout; for the main thread."""
 
     def give_up(*_: Any) -> None:
-        raise TimeoutError(f"This hangs: it has taken more than {seconds} seconds.")
+        pytest.fail(f"This hangs: it has taken more than {seconds} seconds.")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -11,7 +11,7 @@ KINDS = {
     "none": "do the work and answer",
     "status": "answer `status` with `headers` and `body`, and do nothing",
     "headers": "do the work and answer, but with these `headers` replaced, or removed where they are None",
-    "stall": "wait `seconds`, then do the work and answer",
+    "stall": "read the request, wait `seconds`, then do the work and answer",
     "lose": "do the work, then reset the connection (RST) instead of answering",
     "close": "close the connection (FIN) without an answer, and do nothing",
     "reset": "reset the connection (RST) at once, and do nothing",

@@ -25,14 +25,17 @@ PIECE = 2**16  # bytes written at a time
 
 
 class Listener(ThreadingHTTPServer):
-    """One port of a Hub, served by threads from its construction until `stop()`."""
+    """One port of a Hub: reserved at its construction, served by threads from `start()` until `stop()`."""
 
     daemon_threads = True
+    allow_reuse_address = False  # two sockets that do not listen yet could be given the same port
     request_queue_size = 128
 
     def __init__(self, hub: Hub, origin: str, tls: tuple[Path, Path] | None = None):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), Handler, bind_and_activate=False)
+        self.server_bind()
         self.hub, self.origin = hub, origin
+        self.started = False
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.server_address[1]}"
         self.connections: set[Any] = set()
         if tls:
@@ -40,6 +43,11 @@ class Listener(ThreadingHTTPServer):
             context.load_cert_chain(*tls)
             # The handshake is left to the connection's own thread.
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def start(self) -> None:
+        """Answers from now on; before that, connections are refused."""
+        self.started = True
+        self.server_activate()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -54,7 +62,8 @@ class Listener(ThreadingHTTPServer):
 
     def stop(self) -> None:
         """Closes the port, and the connections that clients keep open for their next request."""
-        self.shutdown()
+        if self.started:
+            self.shutdown()
         self.server_close()
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
@@ -87,8 +96,6 @@ class Handler(BaseHTTPRequestHandler):
         fault = hub.take_fault(self.command, self.path)
         record = Record(self.command, self.path, self.server.origin, time.time(), dict(self.headers), fault.kind)
         hub.log.append(record)
-        if fault.kind == "stall":
-            time.sleep(fault.seconds)
         if fault.kind == "reset":
             return self.reset()
         if fault.kind == "close":
@@ -102,6 +109,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault.kind == "corrupt_request" and body:
             body = damaged(body, len(body) // 2)
         record.request_body = body
+        if fault.kind == "stall":
+            time.sleep(fault.seconds)
         if fault.kind == "status":
             answer = Answer(fault.body, status=fault.status)
         else:

@@ -20,7 +20,7 @@ from .routing import find_route
 
 
 class Hub:
-    """A Hub that listens on 127.0.0.1 from its construction until `stop()`.
+    """A Hub that listens on 127.0.0.1 from `start()` until `stop()`; its addresses are reserved before.
 
     Like huggingface.co it has two origins: `url` for everything, and `cdn_url` for the bytes of large files, which
     is another port here. The limits below are attributes too, and may be changed at any time.
@@ -62,6 +62,11 @@ class Hub:
         self._listeners = [Listener(self, origin, tls) for origin in ("api", "cdn")]
         self.url, self.cdn_url = (listener.url for listener in self._listeners)
 
+    def start(self) -> None:
+        """Opens both ports."""
+        for listener in self._listeners:
+            listener.start()
+
     def stop(self) -> None:
         """Closes both ports with all connections and removes what is stored on disk."""
         for listener in self._listeners:
@@ -69,6 +74,7 @@ class Hub:
         self._folder.cleanup()
 
     def __enter__(self) -> Hub:
+        self.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -97,6 +103,20 @@ class Hub:
     def bytes_sent(self) -> int:
         """The bytes of all bodies that were sent since the log was emptied; xet's do not travel over HTTP."""
         return sum(record.bytes_sent for record in list(self.log))
+
+    def titles(self, repo_id: str, repo_type: str = "model") -> list[str]:
+        """Returns the titles of the main branch's commits, the newest first; none without the repository."""
+        repo = self.repos.get((repo_type, repo_id))
+        return [commit.title for commit in repo.history()] if repo else []
+
+    def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
+        """Returns the contents of the main branch's files, but for large ones that move through hf_xet."""
+        tree = self.repos[repo_type, repo_id].at().tree
+        return {name: self.objects.path(b.sha256).read_bytes() if b.sha256 else b.data for name, b in tree.items()}
+
+    def card(self, repo_id: str, repo_type: str = "model") -> str:
+        """Returns the README.md of the main branch."""
+        return self.repos[repo_type, repo_id].at().tree["README.md"].data.decode()
 
     def reset(self) -> None:
         """Forgets all planned faults and recorded requests; repositories stay."""
