@@ -73,8 +73,7 @@ def resnet_pipeline(tiny_resnet: PreTrainedModel, random_vectors: Callable, tiny
     tiny_resnet.config.label2id = {name: i for i, name in enumerate(names)}
     processor = make_processor(tiny_resnet, "last_norms")
     parameters = random_vectors(tiny_resnet, processor, 12)
-    steps, unknown = list(range(12)), [float("nan")] * 12
-    zoo = CheckpointSplit(parameters, ["run-0"] * 12, steps, [0] * 12, unknown, unknown)
+    zoo = CheckpointSplit(parameters, run=["run-0"] * 12, step=list(range(12)), seed=[0] * 12)
     preprocessing = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3).to_dict()
     return fit(Checkpoints({"train": zoo}, processor, tiny_resnet, preprocessing), tiny_recipe)
 
