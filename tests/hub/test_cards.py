@@ -34,7 +34,7 @@ from pdiff_hf import (
     share,
 )
 from pdiff_hf.evaluation.auditing import AuditSettings, audit_pipeline
-from pdiff_hf.evaluation.card import add_report
+from pdiff_hf.evaluation.report import add_report
 from pdiff_hf.hub.cards import (
     describe_layout,
     has_own_card,
@@ -499,6 +499,6 @@ def test_of_a_local_data_set_the_last_part_of_its_path_is_told(tmp_path: Path, m
 def test_a_layout_of_many_tensors_names_the_first(tiny_resnet: PreTrainedModel):
     few, many = make_processor(tiny_resnet, "head"), make_processor(tiny_resnet, "full")
 
-    assert describe_layout(few) == ", ".join(f"`{name}`" for name in few.names)
+    assert describe_layout(few.names) == ", ".join(f"`{name}`" for name in few.names)
     shown = ", ".join(f"`{name}`" for name in many.names[:4])
-    assert describe_layout(many) == f"{shown} and {len(many.names) - 4} more"
+    assert describe_layout(many.names) == f"{shown} and {len(many.names) - 4} more"
