@@ -12,15 +12,17 @@ import torch
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from ..evaluation import evaluate, write_report
 from ..fitting.pipeline import describe_fit
 from ..folders import require_writable_folder
-from ..pipelines.card import metrics_table, read_metrics, summarize
+from ..hub.files import RepositoryFiles
+from ..hub.safety import read_json
+from ..pipelines.card import metrics_table, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, setting
 from ..zoo.checkpoints import load_checkpoints
 from ..zoo.settings import collection_of, load_images_of
-from .card import add_report
+from .evaluator import evaluate
+from .report import add_report, write_report
 
 
 @dataclass
@@ -54,13 +56,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None, description
 
 
 def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Draws networks from a pipeline, evaluates them, and writes the report, and the card of a pipeline in a folder.
+    """Evaluates a pipeline, writes the report and the card of a pipeline in a folder; returns the `metrics.json`.
 
     With `push_to_hub`, the pipeline with its new card, metrics and figures is pushed: to `hub_model_id`, or, if it
     came from the Hub, back to where it came from.
-
-    Returns:
-        The content of `metrics.json`.
 
     Raises:
         ValueError: If the zoo does not record on which images it was collected.
@@ -74,7 +73,10 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
     checkpoints = load_checkpoints(settings.checkpoints, token=settings.hub_token)
     images = load_images_of(collection_of(checkpoints, settings.dataset_name))
     pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)
-    fitted = read_metrics(settings.pipeline, token=settings.hub_token) or describe_fit(checkpoints)
+    folder = Path(settings.pipeline)
+    if not is_folder:
+        folder = RepositoryFiles(settings.pipeline, token=settings.hub_token).download(["metrics.json"])
+    fitted = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else describe_fit(checkpoints)
     evaluation = evaluate(
         pipe,
         checkpoints,
@@ -90,8 +92,8 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
         add_report(settings.pipeline, pipe, settings.output_dir, metrics)
         settings.push(settings.pipeline)
     elif settings.push_to_hub:
-        with tempfile.TemporaryDirectory() as folder:
-            pipe.save_pretrained(folder)
-            add_report(folder, pipe, settings.output_dir, metrics)
-            settings.push(folder)
+        with tempfile.TemporaryDirectory() as temporary:
+            pipe.save_pretrained(temporary)
+            add_report(temporary, pipe, settings.output_dir, metrics)
+            settings.push(temporary)
     return metrics

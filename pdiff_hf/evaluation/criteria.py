@@ -11,18 +11,10 @@ import torch
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.symmetries import Symmetries
 from .distributions import energy_distance, energy_test, nearest_neighbor_accuracy
-from .evaluated import EvaluatedSet, References, Zoo
-from .intervals import (
-    Evidence,
-    Interval,
-    bootstrap,
-    weighted_mean,
-    weighted_median,
-    weighted_pair_mean,
-    weighted_spread,
-)
+from .evaluated import EvaluatedSet, Zoo
+from .intervals import Interval, bootstrap, weighted_mean, weighted_median, weighted_pair_mean, weighted_spread
 from .metrics import dispersion, hull_residuals, max_similarity
-from .novelty import copying_auc, leave_one_out, nearest_ratio, related_pairs
+from .novelty import copying_auc, leave_one_out, nearest_ratio, neighbors_in_time
 
 SIGNIFICANCE = 0.005
 WIDE = 2.58  # standard errors
@@ -32,7 +24,7 @@ FEW = 10  # members whose distance is computed exactly, and samples whose convex
 
 
 @dataclass(frozen=True)
-class Performs(Evidence):
+class Performs:
     """Mean test score of samples and zoo, and the samples' share of what the zoo reaches above chance."""
 
     accuracy: float
@@ -41,7 +33,7 @@ class Performs(Evidence):
 
 
 @dataclass(frozen=True)
-class Disperses(Evidence):
+class Disperses:
     """R after alignment, of all parameters and of each tensor, and F on test examples."""
 
     R: Interval
@@ -50,7 +42,7 @@ class Disperses(Evidence):
 
 
 @dataclass(frozen=True)
-class Distances(Evidence):
+class Distances:
     """Distance to the nearest zoo member in one space: r (median, quantiles, that of held-out checkpoints) and AUC."""
 
     r: Interval
@@ -60,7 +52,7 @@ class Distances(Evidence):
 
 
 @dataclass(frozen=True)
-class Novel(Evidence):
+class Novel:
     """Distances of parameters modulo symmetries and of functions; see `novel`."""
 
     assessable: bool = field(default=True, init=False)
@@ -72,7 +64,7 @@ class Novel(Evidence):
 
 
 @dataclass(frozen=True)
-class NotAssessable(Evidence):
+class NotAssessable:
     """Why novelty cannot be assessed."""
 
     assessable: bool = field(default=False, init=False)
@@ -80,7 +72,7 @@ class NotAssessable(Evidence):
 
 
 @dataclass(frozen=True)
-class Distinguishable(Evidence):
+class Distinguishable:
     """Whether samples differ from a Gaussian in the generator's codes: the `answer`."""
 
     energy_p_value: float
@@ -90,7 +82,7 @@ class Distinguishable(Evidence):
 
 
 @dataclass(frozen=True)
-class Point(Evidence):
+class Point:
     """Mean score, diversity F, standard error of the score, and mean largest similarity with a zoo member."""
 
     accuracy: float
@@ -100,7 +92,7 @@ class Point(Evidence):
 
 
 @dataclass(frozen=True)
-class BaselineFigures(Evidence):
+class BaselineFigures:
     """A baseline at one setting, and whether it belongs to the curve."""
 
     name: str
@@ -110,7 +102,7 @@ class BaselineFigures(Evidence):
 
 
 @dataclass(frozen=True)
-class OutsideTheCurve(Evidence):
+class OutsideTheCurve:
     """Mean gain over the curve, and the number of the generator's settings that it is averaged over."""
 
     area: Interval
@@ -118,7 +110,7 @@ class OutsideTheCurve(Evidence):
 
 
 @dataclass(frozen=True)
-class Criteria(Evidence):
+class Criteria:
     """The evidence of all five criteria."""
 
     performs: Performs
@@ -138,11 +130,9 @@ def performs(sample: EvaluatedSet, zoo: Zoo, chance: float) -> Performs:
     return Performs(ours.mean().item(), theirs.mean().item(), bootstrap(share, sample.units, zoo.networks.units))
 
 
-def disperses(
-    sample: EvaluatedSet, aligned: torch.Tensor, zoo: Zoo, references: References, processor: ParameterProcessor
-) -> Disperses:
-    """R of the aligned samples `(n, D)` against the aligned zoo, and F against the references."""
-    units, zoo_units, real = sample.units, zoo.networks.units, references.networks
+def disperses(sample: EvaluatedSet, aligned: torch.Tensor, zoo: Zoo, processor: ParameterProcessor) -> Disperses:
+    """R of the aligned samples `(n, D)` against the aligned zoo, and F against real networks."""
+    units, zoo_units, real = sample.units, zoo.networks.units, zoo.real
     # 1. R: the root of the ratio of the traces of the covariances.
     r = bootstrap(
         lambda w, v: weighted_spread(aligned, w) / (weighted_spread(zoo.aligned, v) or math.nan), units, zoo_units
@@ -162,10 +152,10 @@ def disperses(
     return Disperses(r, f, per_tensor)
 
 
-def novel(sample: EvaluatedSet, zoo: Zoo, references: References, symmetries: Symmetries) -> Novel | NotAssessable:
+def novel(sample: EvaluatedSet, zoo: Zoo, symmetries: Symmetries) -> Novel | NotAssessable:
     """Distance to the nearest zoo member modulo symmetries, against the zoo's own and held-out checkpoints'."""
     # 1. Near-copies in time must not be each other's nearest: without other members there is nothing to compare.
-    related = related_pairs(zoo.run, zoo.step, zoo.length)
+    related = neighbors_in_time(zoo.run, zoo.step, zoo.length)
     if related.all():
         reach = f"all checkpoints lie within {zoo.length} steps of each other"
         return NotAssessable(f"{reach}, which is as far as their correlation reaches")
@@ -181,8 +171,8 @@ def novel(sample: EvaluatedSet, zoo: Zoo, references: References, symmetries: Sy
         nearest = few if len(symmetries.layers) > 1 else None
         return symmetries.distances(symmetries.canonicalize(networks.parameters), members, nearest)
 
-    weights, ratios = _distances(of_weights, sample, zoo, references.heldout, related)
-    functions, _ = _distances(of_functions, sample, zoo, references.heldout, related)
+    weights, ratios = _distances(of_weights, sample, zoo, related)
+    functions, _ = _distances(of_functions, sample, zoo, related)
     # 3. Samples that are as good as the zoo and no copies (N&P), and what of them the zoo's hulls do not reach.
     scores, parameters = sample.scores["test"], zoo.networks.parameters
     good = scores >= zoo.networks.scores["test"].mean().item() - 0.01
@@ -199,11 +189,7 @@ def novel(sample: EvaluatedSet, zoo: Zoo, references: References, symmetries: Sy
 
 
 def _distances(
-    distance_to_zoo: Callable[[EvaluatedSet], torch.Tensor],
-    sample: EvaluatedSet,
-    zoo: Zoo,
-    heldout: EvaluatedSet | None,
-    related: torch.Tensor,
+    distance_to_zoo: Callable[[EvaluatedSet], torch.Tensor], sample: EvaluatedSet, zoo: Zoo, related: torch.Tensor
 ) -> tuple[Distances, torch.Tensor]:
     """Returns the evidence of one space, and r of each sample `(n,)`."""
     # 1. The natural distance: of zoo members to the nearest unrelated one.
@@ -217,23 +203,19 @@ def _distances(
     )
     # 3. Samples against held-out checkpoints; without these, against the zoo's members.
     real, real_units = natural, natural_units
-    if heldout is not None:
-        real, real_units = distance_to_zoo(heldout).min(1).values, heldout.units
+    if zoo.heldout is not None:
+        real, real_units = distance_to_zoo(zoo.heldout).min(1).values, zoo.heldout.units
     auc = bootstrap(lambda w, v: copying_auc(nearest, real, w, v), sample.units, real_units)
     quantiles = [ratios.quantile(q).item() for q in (0.05, 0.5, 0.95)]
     return Distances(r, quantiles, nearest_ratio(real[:, None], natural).median().item(), auc), ratios
 
 
 def distinguishable(
-    sample: EvaluatedSet,
-    null: EvaluatedSet,
-    codes: tuple[torch.Tensor, torch.Tensor],
-    heldout: EvaluatedSet | None,
-    seed: int,
+    sample: EvaluatedSet, null: EvaluatedSet, codes: list[torch.Tensor], heldout: EvaluatedSet | None, seed: int
 ) -> Distinguishable:
     """Whether samples differ from a Gaussian in the codes, by both codes `(n, latent_dim)` or by their scores."""
     # 1. Where they lie: a permutation test of the codes with the energy distance.
-    p_value = energy_test(*codes, torch.Generator().manual_seed(seed))
+    p_value = energy_test(codes[0], codes[1], torch.Generator().manual_seed(seed))
     # 2. What they do: the difference of the mean scores, in standard errors.
     ours, theirs = sample.scores["test"], null.scores["test"]
     error = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt().item()
@@ -250,19 +232,23 @@ def distinguishable(
 
 
 def beyond_curve(
-    settings: list[EvaluatedSet], baselines: dict[str, EvaluatedSet], zoo: Zoo, references: References
+    settings: list[EvaluatedSet], baselines: dict[str, EvaluatedSet], zoo: Zoo
 ) -> tuple[list[BaselineFigures], OutsideTheCurve]:
     """Score above what the swept baselines reach at the same diversity, averaged over the generator's settings.
 
     Diversity is F, cut at 1: more than real checkpoints have is no merit.
     """
     # 1. The curve: settings of baselines that no other beats in score and F on validation examples.
-    real = {split: max(references.networks.mean_disagreement(split) or 0.0, 1e-9) for split in SPLITS}
+    real = {split: max(zoo.real.mean_disagreement(split) or 0.0, 1e-9) for split in SPLITS}
     points = {
         name: {split: _point(rows, zoo, split, real[split]) for split in SPLITS} for name, rows in baselines.items()
     }
     chosen = [point["validation"] for point in points.values()]
-    rows = [BaselineFigures(name, **p, on_curve=not _beaten(p["validation"], chosen)) for name, p in points.items()]
+
+    def beaten(mine: Point) -> bool:
+        return any(other.accuracy > mine.accuracy and min(other.F, 1) >= min(mine.F, 1) for other in chosen)
+
+    rows = [BaselineFigures(name, **p, on_curve=not beaten(p["validation"])) for name, p in points.items()]
     # 2. It is read off on test examples: the best score at the generator's diversity or more.
     curve = [row.test for row in rows if row.on_curve]
     gaps, variances = [], []
@@ -292,8 +278,3 @@ def _point(networks: EvaluatedSet, zoo: Zoo, split: str, real: float) -> Point:
         error=scores.std().item() / len(networks) ** 0.5 if len(networks) > 1 else 0.0,
         max_similarity=max_similarity(networks.wrong[split], zoo.networks.wrong[split]).mean().item(),
     )
-
-
-def _beaten(mine: Point, others: list[Point]) -> bool:
-    """Whether another point has a better score at no less diversity."""
-    return any(other.accuracy > mine.accuracy and min(other.F, 1) >= min(mine.F, 1) for other in others)

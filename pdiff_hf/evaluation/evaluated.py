@@ -46,21 +46,19 @@ class EvaluatedSet:
 
 @dataclass(frozen=True)
 class Zoo:
-    """The zoo and what is known of its rows."""
+    """The zoo with what is known of its rows, and the held-out checkpoints."""
 
     networks: EvaluatedSet
     aligned: torch.Tensor  # (N, D), their parameters modulo the symmetries of the network
     run: torch.Tensor  # (N,) int64, number of each member's run
     step: torch.Tensor  # (N,) int64
     length: int | None  # correlation length of a single trajectory, in steps
+    heldout: EvaluatedSet | None  # if there are any
 
-
-@dataclass(frozen=True)
-class References:
-    """Real networks that samples are compared with."""
-
-    networks: EvaluatedSet  # the held-out checkpoints if there are at least two, otherwise the zoo's members
-    heldout: EvaluatedSet | None  # the held-out checkpoints, if there are any
+    @property
+    def real(self) -> EvaluatedSet:
+        """Real networks that samples are compared with: two held-out checkpoints or more, else the zoo's members."""
+        return self.heldout if self.heldout is not None and len(self.heldout) > 1 else self.networks
 
 
 def evaluate_sets(
@@ -89,7 +87,10 @@ def evaluate_sets(
     return evaluated
 
 
-def run_numbers(runs: Sequence[Any] | None, count: int) -> torch.Tensor:
-    """Returns the number of the run of each of `count` rows, `(count,)` int64; all 0 if the runs are not known."""
-    known = {name: i for i, name in enumerate(dict.fromkeys(runs or []))}
-    return torch.zeros(count, dtype=torch.long) if runs is None else torch.tensor([known[name] for name in runs])
+def place_in_time(
+    runs: Sequence[Any] | None, steps: Sequence[int] | None, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns run number and step of each of `count` rows, `(count,)` int64; unknown, they are 0 and the row."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(runs or []))}
+    run = torch.zeros(count, dtype=torch.long) if runs is None else torch.tensor([numbers[name] for name in runs])
+    return run, torch.arange(count) if steps is None else torch.as_tensor(steps)

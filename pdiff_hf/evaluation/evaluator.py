@@ -14,16 +14,8 @@ from ..targets.inference import network_logits, network_predictions
 from ..targets.task import classification, task_of
 from ..zoo.checkpoints import Checkpoints, CheckpointSplit
 from .audit import Audit, audit
-from .evaluated import EvaluatedSet, run_numbers
-from .metrics import (
-    accuracy_statistics,
-    chance_corrected_iou,
-    dispersion,
-    iou,
-    max_similarity,
-    mean_pairwise_iou,
-    score_statistics,
-)
+from .evaluated import EvaluatedSet, place_in_time
+from .metrics import chance_corrected_iou, dispersion, iou, max_similarity, mean_pairwise_iou, score_statistics
 from .novelty import neighbors_in_time
 from .sets import SETS
 from .uncertainty import SIZES, deep_ensemble_equivalent, ensemble_figures
@@ -33,7 +25,7 @@ NEIGHBOR_STEPS = 20
 # The generator's own settings, the shipped one first: as many as a baseline has.
 TEMPERATURES = (1.0, 0.3, 0.5, 0.7, 0.85, 1.15)
 TRACED_SEEDS, TRACED_STEPS, TRACED_IMAGES = 5, 20, 2000  # for the figure of the reverse process
-ENSEMBLES = ("zoo", "heldout", "generated")  # sets that prediction ensembles are made of
+ENSEMBLES = {"zoo", "heldout", "generated"}  # sets that prediction ensembles are made of
 
 
 @dataclass(frozen=True)
@@ -66,12 +58,9 @@ def evaluate(
     Every sample counts; none is selected. No setting may be chosen by the figures on test images.
 
     Args:
-        pipe: The generator.
-        checkpoints: Its zoo (`train`) and held-out checkpoints (`test`).
+        checkpoints: The generator's zoo (`train`) and held-out checkpoints (`test`).
         images: The images the zoo was collected on, split in the same way; or other examples, such as `TensorData`.
-        num_models: Samples of the generator.
-        num_baseline_models: Samples of each baseline at each setting.
-        seed: Random seed for all of them.
+        num_models, num_baseline_models: Samples of the generator, and of each baseline at each setting.
         num_inference_steps: Steps of the sampler; by default the shipped ones.
         temperature: Factor on the generator's latents.
 
@@ -105,16 +94,16 @@ def evaluate(
         images=images,
         autoencoder=pipe.autoencoder,
         num_baseline_models=num_baseline_models,
-        further={"heldout_branch": other.parameters} if len(other) else {},
+        further={"heldout_branch": other.parameters} if len(other) else None,
         seed=seed,
         progress=True,
     )
     # 3. Of all that the audit evaluated, the sets that a report shows, with their figures.
     networks = _shown(answer)
     sets, nearest = _figures(networks, zoo)
-    task = task_of(pipe.target_model.config)
+    task = networks["zoo"].task
     if task is classification:  # ensembles average probabilities
-        for key in [key for key in ENSEMBLES if key in networks]:
+        for key in ENSEMBLES & networks.keys():
             sets[key]["ensembles"] = _ensembles(pipe, networks[key].parameters, images)
         if "heldout" in networks:
             ours, real = sets["generated"]["ensembles"], sets["heldout"]["ensembles"]
@@ -143,11 +132,8 @@ def _shown(answer: Audit) -> dict[str, EvaluatedSet]:
 def _figures(
     networks: dict[str, EvaluatedSet], zoo: CheckpointSplit
 ) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
-    """Returns the figures of each set, as in `metrics.json`, and its largest test similarities with the zoo `(n,)`.
-
-    The key `accuracy` holds the score of any task.
-    """
-    near = neighbors_in_time(run_numbers(zoo.run, len(zoo)), torch.tensor(zoo.step), NEIGHBOR_STEPS)
+    """Returns the figures of each set, as in `metrics.json`, and its largest test similarities with the zoo `(n,)`."""
+    near = neighbors_in_time(*place_in_time(zoo.run, zoo.step, len(zoo)), NEIGHBOR_STEPS)
     members = networks["zoo"]
     reference = networks["heldout"].mean_disagreement("test") if "heldout" in networks else None
     sets: dict[str, dict[str, Any]] = {}
@@ -155,11 +141,11 @@ def _figures(
     for key, rows in networks.items():
         sets[key] = {"title": SETS[key].title}
         for split, wrong in rows.wrong.items():
-            classifies = rows.task is classification
+            scores = 1 - wrong.double().mean(1) if rows.task is classification else rows.scores[split]
             nearest[key] = max_similarity(wrong, members.wrong[split], near if key == "zoo" else None)
             sets[key][split] = {
                 "n": len(rows),
-                "accuracy": accuracy_statistics(wrong) if classifies else score_statistics(rows.scores[split]),
+                "accuracy": score_statistics(scores),  # the score of any task
                 "iou": mean_pairwise_iou(wrong),
                 "max_similarity": nearest[key].mean().item(),
                 "kappa_to_zoo": chance_corrected_iou(wrong, members.wrong[split]).mean().item(),
@@ -173,20 +159,19 @@ def _figures(
 def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabeledData) -> dict[str, dict[str, float]]:
     """Prediction ensembles of members from all over the set, calibrated on validation images."""
     members = parameters[torch.linspace(0, len(parameters) - 1, min(len(parameters), max(SIZES))).long()]
-    logits = {
-        split: network_logits(pipe.target_model, pipe.processor, members, images.inputs(part)).cpu()
-        for split, part in (("validation", images.validation), ("test", images.test))
-    }
-    return ensemble_figures(logits["validation"], images.validation.labels, logits["test"], images.test.labels)
+    validation, test = (
+        network_logits(pipe.target_model, pipe.processor, members, images.inputs(part)).cpu()
+        for part in (images.validation, images.test)
+    )
+    return ensemble_figures(validation, images.validation.labels, test, images.test.labels)
 
 
 def _similarity(wrong: list[torch.Tensor]) -> torch.Tensor:
     """Mean similarity between any two sets, within a set over distinct networks, `(sets, sets)` in [0, 1]."""
-    matrix = torch.ones(len(wrong), len(wrong))
+    matrix = torch.tensor([[iou(ours, theirs).mean() for theirs in wrong] for ours in wrong])
     for i, ours in enumerate(wrong):
-        for j, theirs in enumerate(wrong):
-            within = mean_pairwise_iou(ours) if i == j else None
-            matrix[i, j] = iou(ours, theirs).mean() if within is None else within
+        within = mean_pairwise_iou(ours)
+        matrix[i, i] = 1.0 if within is None else within
     return matrix
 
 

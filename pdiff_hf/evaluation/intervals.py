@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -13,16 +12,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Figures that are written into `metrics.json`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns JSON types."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Interval(Evidence):
+class Interval:
     """An estimate and its percentile-bootstrap interval."""
 
     value: float

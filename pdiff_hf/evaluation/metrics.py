@@ -16,11 +16,6 @@ def score_statistics(scores: torch.Tensor) -> dict[str, float]:
     }
 
 
-def accuracy_statistics(wrong: torch.Tensor) -> dict[str, float]:
-    """Returns `score_statistics` of accuracies in [0, 1], from a mask `(n, images)` bool of wrong predictions."""
-    return score_statistics(1 - wrong.double().mean(1))
-
-
 def iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Returns the overlap of the wrong-prediction sets of each pair, `(n, k)` in [0, 1].
 

@@ -9,19 +9,12 @@ from __future__ import annotations
 import torch
 
 
-class TimeExclusionError(ValueError):
-    """A leave-one-out over one trajectory does not leave out neighbors in time."""
-
-
 def correlation_length(similarity: torch.Tensor, step: torch.Tensor) -> int:
     """Returns the first lag of a trajectory at which the similarity of its checkpoints has reached its plateau.
 
     The mean similarity at each lag is compared with the plateau, the median over the longer half of the lags; it is
-    reached when nine tenths of the way down from the similarity at the shortest lag are done.
-
-    Args:
-        similarity: `(n, n)` IoU of wrong predictions, in [0, 1].
-        step: `(n,)` int64 steps of the checkpoints.
+    reached when nine tenths of the way down from the similarity at the shortest lag are done. `similarity` `(n, n)`
+    is the IoU of wrong predictions, `step` `(n,)` int64.
     """
     lag = (step[:, None] - step[None, :]).abs()
     lags = lag.unique()[1:]
@@ -31,7 +24,7 @@ def correlation_length(similarity: torch.Tensor, step: torch.Tensor) -> int:
     return int(lags[reached.nonzero()[0, 0]])
 
 
-def neighbors_in_time(run: torch.Tensor, step: torch.Tensor, length: int | None = None) -> torch.Tensor:
+def neighbors_in_time(run: torch.Tensor, step: torch.Tensor, length: int | None) -> torch.Tensor:
     """Returns which pairs of checkpoints are of one run and within `length` steps (None: any), `(n, n)` bool.
 
     `run` and `step` are `(n,)` int64.
@@ -40,28 +33,10 @@ def neighbors_in_time(run: torch.Tensor, step: torch.Tensor, length: int | None 
     return same_run if length is None else same_run & ((step[:, None] - step[None, :]).abs() <= length)
 
 
-def related_pairs(run: torch.Tensor, step: torch.Tensor, length: int | None) -> torch.Tensor:
-    """Returns which pairs of zoo members are too closely related to be compared with each other, `(n, n)` bool.
-
-    In a zoo of several runs, those of one run; in a zoo of one run, those within `length` steps.
-
-    Raises:
-        TimeExclusionError: If there is one run and no length.
-    """
-    if len(run.unique()) > 1:
-        return neighbors_in_time(run, step)
-    if length is None:
-        raise TimeExclusionError(
-            "All checkpoints are of one run, whose neighbors in time are near-copies: a leave-one-out needs the "
-            "length of their correlation (correlation_length), and must leave them out."
-        )
-    return neighbors_in_time(run, step, length)
-
-
 def leave_one_out(distances: torch.Tensor, related: torch.Tensor) -> torch.Tensor:
     """Returns each zoo member's distance to the nearest unrelated one, `(n,)`; members without any are dropped.
 
-    `distances` `(n, n)` are among zoo members; `related` `(n, n)` bool, see `related_pairs`.
+    `distances` `(n, n)` are among zoo members; `related` `(n, n)` bool are pairs too closely related to be compared.
     """
     nearest = distances.masked_fill(related, torch.inf).min(1).values
     return nearest[nearest.isfinite()]
@@ -76,24 +51,14 @@ def nearest_ratio(distances: torch.Tensor, reference: torch.Tensor) -> torch.Ten
 
 
 def copying_auc(
-    samples: torch.Tensor,
-    heldout: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    heldout_weights: torch.Tensor | None = None,
+    samples: torch.Tensor, heldout: torch.Tensor, weights: torch.Tensor, heldout_weights: torch.Tensor
 ) -> float:
     """Returns the chance that a sample is further from the zoo than a held-out checkpoint is, in [0, 1].
 
     The data-copying statistic of Meehan et al. (arXiv 2004.05675) as U / mn, ties counted half: 1/2 is as far as real
-    checkpoints, near 0 copying (or averaging), near 1 off the manifold.
-
-    Args:
-        samples: `(n,)` distances to the nearest zoo member.
-        heldout: `(m,)` the same of held-out checkpoints.
-        weights: `(n,)` float64, how often each sample counts; by default once.
-        heldout_weights: `(m,)` float64.
+    checkpoints, near 0 copying (or averaging), near 1 off the manifold. `samples` `(n,)` and `heldout` `(m,)` are
+    distances to the nearest zoo member; the weights, float64 of the same shapes, are how often each counts.
     """
-    w = torch.ones(len(samples), dtype=torch.float64) if weights is None else weights
-    v = torch.ones(len(heldout), dtype=torch.float64) if heldout_weights is None else heldout_weights
     ours, real = samples[:, None], heldout[None, :]
     further = (ours > real).double() + 0.5 * (ours == real).double()  # (n, m)
-    return ((w @ further @ v) / (w.sum() * v.sum())).item()
+    return ((weights @ further @ heldout_weights) / (weights.sum() * heldout_weights.sum())).item()

@@ -15,7 +15,6 @@ from sklearn.manifold import TSNE
 
 from ..folders import replace_folder
 from ..targets.processing_parameters import ParameterProcessor
-from .baselines import family_of
 from .evaluator import Evaluation
 from .sets import SETS
 
@@ -51,8 +50,8 @@ def accuracy_against_similarity(evaluation: Evaluation) -> Figure:
         edge = None if row.marker in "x+" else "black"
         axes.scatter(x.mean(), y.mean(), 150, linewidths=1.5, edgecolors=edge, label=row.label, zorder=5, **style)
     for row in SETS.values():
-        family = family_of(row.baseline or "")
-        points = [baseline.test for baseline in evaluation.answer.curve if family_of(baseline.name) == family]
+        family = (row.baseline or "").partition("@")[0]
+        points = [found.test for found in evaluation.answer.curve if found.name.partition("@")[0] == family]
         places, heights = [point.max_similarity for point in points], [100 * point.accuracy for point in points]
         axes.plot(places, heights, color=row.color, linewidth=1, marker=".", zorder=4)
     axes.set_xlabel("largest overlap of wrong predictions with a zoo network (right: more alike)")

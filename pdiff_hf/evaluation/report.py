@@ -1,14 +1,18 @@
-"""The report of an evaluation: `metrics.json`, tables, a summary and the figures."""
+"""The report of an evaluation: `metrics.json`, tables, a summary and the figures, also in the pipeline's card."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..folders import write_json, write_text
+from ..folders import replace_folder, write_json, write_text
 from ..hub.cards import PICTURES
 from ..pipelines.card import metrics_table, summarize
+from ..pipelines.pipeline_pdiff import PDiffPipeline
+from ..pipelines.saving import write_metrics
 from ..targets.processing_parameters import ParameterProcessor
 from .evaluator import Evaluation
 from .plots import draw_figures
@@ -18,28 +22,24 @@ from .verdict import MEANINGS
 def write_report(
     folder: str | os.PathLike, evaluation: Evaluation, fitted: dict[str, Any], processor: ParameterProcessor
 ) -> dict[str, Any]:
-    """Writes `metrics.json`, `report.md` and the figures, and returns the content of `metrics.json`.
+    """Writes `metrics.json`, `report.md` and the figures into a folder, and returns the content of `metrics.json`.
 
-    Args:
-        folder: Where to write; created if it does not exist.
-        evaluation: What was measured.
-        fitted: Beginning of the `metrics.json`: how the generator was made (version, generator, data, costs,
-            environment).
-        processor: The layout, for the figures.
+    `fitted` is its beginning: how the generator was made (version, generator, data, costs, environment).
 
     Raises:
         UnwritableFolderError: If the folder cannot be written.
     """
+    answer = evaluation.answer
     metrics = {
         **fitted,
         "data": {**fitted["data"], **evaluation.data},
         "sets": evaluation.sets,
-        "baselines": [row.to_dict() for row in evaluation.answer.curve],
+        "baselines": [asdict(row) for row in answer.curve],
         "verdict": {
-            "word": evaluation.answer.verdict,
-            "meaning": MEANINGS[evaluation.answer.verdict],
-            "reason": evaluation.answer.reason,
-            "axes": evaluation.answer.criteria.to_dict(),
+            "word": answer.verdict,
+            "meaning": MEANINGS[answer.verdict],
+            "reason": answer.reason,
+            "axes": asdict(answer.criteria),
         },
         "costs": {**fitted["costs"], **evaluation.costs},
     }
@@ -49,6 +49,17 @@ def write_report(
     write_text(Path(folder) / "report.md", text)
     draw_figures(folder, evaluation, processor)
     return metrics
+
+
+def add_report(
+    folder: str | os.PathLike, pipe: PDiffPipeline, report: str | os.PathLike, metrics: dict[str, Any]
+) -> None:
+    """Puts what `write_report` wrote and returned into the pipeline's folder: figures, `metrics.json` and card."""
+    with replace_folder(folder) as temporary:
+        for picture in PICTURES:
+            shutil.copy(Path(report) / picture, temporary / picture)
+    pipe.metrics = metrics
+    write_metrics(Path(folder), pipe)
 
 
 def baselines_table(metrics: dict[str, Any]) -> str:

@@ -77,11 +77,9 @@ def deep_ensemble_equivalent(
         value = float(sizes[-1])
         for low, high in itertools.pairwise(sizes):
             start, end = real[str(low)]["nll"], real[str(high)]["nll"]
-            if figure["nll"] >= start:
-                value = float(low)
-                break
-            if figure["nll"] >= end:
-                value = low + (start - figure["nll"]) / (start - end) * (high - low)
+            if figure["nll"] >= min(start, end):
+                share = 0.0 if figure["nll"] >= start else (start - figure["nll"]) / (start - end)
+                value = low + share * (high - low)
                 break
         equivalent[size] = value
     return equivalent

@@ -7,7 +7,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jinja2
 import torch
@@ -30,68 +30,33 @@ IMAGE_CLASSIFICATION = "image-classification"
 _ADDRESS = re.compile(r"<!-- (?:Repository:|This card speaks of) (\S+) -->")  # the latter in earlier cards
 
 
-class Layout(Protocol):
-    """What a card reads of the layout of the vectors."""
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-    @property
-    def parameter_dim(self) -> int: ...
-
-
-class Rows(Protocol):
-    """What a card reads of a split of a checkpoints dataset."""
-
-    @property
-    def run(self) -> list[str]: ...
-
-    @property
-    def validation_score(self) -> list[float] | None: ...
-
-    def __len__(self) -> int: ...
-
-
 def write_checkpoints_card(
     folder: str | os.PathLike,
-    processor: Layout,
+    processor: Any,  # ParameterProcessor
     target_class: str,
     score_name: str,
-    splits: Mapping[str, Rows],
-    features: Sequence[dict[str, Any]],
+    splits: Mapping[str, Any],  # of CheckpointSplit
+    features: Sequence[dict[str, Any]],  # the columns, as `datasets` writes them into a card
     collection: Mapping[str, Any],
 ) -> None:
-    """Writes the README.md of a checkpoints dataset.
-
-    Args:
-        folder: Where.
-        processor: The layout of the vectors.
-        target_class: Class of the target network.
-        score_name: What the task calls its score.
-        splits: Each split's rows.
-        features: The columns, as `datasets` writes them into a card.
-        collection: How the zoo was made.
-    """
+    """Writes the README.md of a checkpoints dataset into its folder."""
     settings = dict(collection.get("settings") or {})
     filled = {name: rows for name, rows in splits.items() if len(rows)}
+    count = sum(map(len, splits.values()))
+    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in filled]
     card_data = DatasetCardData(
         license=LICENSE,
         tags=[*TAGS, "checkpoints"],
-        size_categories=_size_category(sum(len(rows) for rows in splits.values())),
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in filled],
-            }
-        ],
+        size_categories=_size_category(count),
+        configs=[{"config_name": "default", "data_files": files}],
         dataset_info={"features": list(features)},
     )
     text = render(
         "checkpoints_dataset.md",
-        card_data=card_data,
+        card_data,
         target_class=target_class,
         score_name=score_name,
-        subset_description=describe_layout(processor),
+        subset_description=describe_layout(processor.names),
         parameter_dim=processor.parameter_dim,
         counts=dict.fromkeys(("train", "validation", "test"), 0) | {name: len(rows) for name, rows in splits.items()},
         rows=[_split_row(name, rows) for name, rows in filled.items()],
@@ -100,8 +65,7 @@ def write_checkpoints_card(
         run_count=len({run for rows in filled.values() for run in rows.run}),
         costs={name.removesuffix("_seconds"): f"{value:.1f}" for name, value in collection.get("costs", {}).items()},
         hardware=collection.get("hardware"),
-        sizes={"vectors": describe_bytes(sum(len(rows) for rows in splits.values()) * 4 * processor.parameter_dim)},
-        license=LICENSE,
+        sizes={"vectors": describe_bytes(count * 4 * processor.parameter_dim)},
     )
     write_text(Path(folder) / "README.md", text)
 
@@ -109,14 +73,7 @@ def write_checkpoints_card(
 def write_network_card(
     folder: str | os.PathLike, provenance: Sequence[Mapping[str, Any]], target_class: str, subfolders: bool
 ) -> None:
-    """Writes the README.md of one drawn network, or of many in subfolders.
-
-    Args:
-        folder: Where.
-        provenance: Where each network came from.
-        target_class: Its class.
-        subfolders: Whether the networks are in `00000/`, `00001/`, …, or one is at the root.
-    """
+    """Writes the README.md of drawn networks in `subfolders` `00000/`, `00001/`, …, or of one at the root."""
     generator = provenance[0]["generator"]
     card_data = ModelCardData(
         license=LICENSE,
@@ -125,22 +82,15 @@ def write_network_card(
         tags=[*TAGS, "generated-by-pdiff"],
         base_model=generator,
     )
-    text = render(
-        "generated_network.md",
-        card_data=card_data,
-        target_class=target_class,
-        provenance=provenance,
-        generator=generator,
-        subfolders=subfolders,
-        license=LICENSE,
-    )
+    about = {"target_class": target_class, "provenance": provenance, "generator": generator}
+    text = render("generated_network.md", card_data, subfolders=subfolders, **about)
     write_text(Path(folder) / "README.md", text)
 
 
 def write_remote_code_card(folder: str | os.PathLike) -> None:
     """Writes the README.md of the revision of a pipeline that carries its own code."""
-    card_data = ModelCardData(license=LICENSE, library_name="diffusers", tags=TAGS)
-    write_text(Path(folder) / "README.md", render("remote_code.md", card_data=card_data))
+    text = render("remote_code.md", ModelCardData(license=LICENSE, library_name="diffusers", tags=TAGS))
+    write_text(Path(folder) / "README.md", text)
 
 
 def has_own_card(folder: str | os.PathLike) -> bool:
@@ -151,8 +101,7 @@ def has_own_card(folder: str | os.PathLike) -> bool:
 
 def readdress(text: str, repo_id: str) -> str:
     """Returns a card in which its repository is called `repo_id`, whatever it was called before."""
-    found = _ADDRESS.search(text)
-    if found is None:
+    if (found := _ADDRESS.search(text)) is None:
         return text
     # As an item of a list or the text of a link it is another repository of that name: the data set, or the generator.
     alone = r"(?<![\w./\[-])(?<!- )"
@@ -161,9 +110,7 @@ def readdress(text: str, repo_id: str) -> str:
 
 def published_name(name: str | None) -> str | None:
     """Returns a data set's or model's name as others may read it: of a local path, its last part."""
-    if name is None or not (os.path.isabs(name) or Path(name).exists()):
-        return name
-    return Path(name).name
+    return Path(name).name if name and (os.path.isabs(name) or Path(name).exists()) else name
 
 
 def published_value(value: Any) -> Any:
@@ -175,10 +122,9 @@ def published_value(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def describe_layout(processor: Layout) -> str:
+def describe_layout(names: Sequence[str]) -> str:
     """Names the tensors of a layout, the first of many."""
-    shown = [f"`{name}`" for name in processor.names[:4]]
-    return ", ".join(shown) + (f" and {len(processor.names) - 4} more" if len(processor.names) > 4 else "")
+    return ", ".join(f"`{name}`" for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def describe_hardware() -> str:
@@ -194,16 +140,17 @@ def render(template: str, card_data: DatasetCardData | ModelCardData, **values: 
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     text = (shipped_folder("model_cards") / template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(card_data=card_data.to_yaml(), address=NO_ADDRESS, **values)
+    values |= {"card_data": card_data.to_yaml(), "address": NO_ADDRESS, "license": LICENSE}
+    return environment.from_string(text).render(values)
 
 
 def describe_bytes(count: float) -> str:
     """Returns a size in words, with three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
         count /= 1000
-    raise AssertionError("unreachable")
+    return f"{count:.3g} GB" if count < 1000 else f"{count:,.0f} GB"
 
 
 def _size_category(rows: int) -> str:
@@ -212,7 +159,7 @@ def _size_category(rows: int) -> str:
     return next((name for name, bound in bounds.items() if rows < bound), "n>1M")
 
 
-def _split_row(name: str, rows: Rows) -> dict[str, object]:
+def _split_row(name: str, rows: Any) -> dict[str, object]:
     score = 100 * torch.tensor(rows.validation_score or [float("nan")])
     measured = not score.isnan().any()
     return {

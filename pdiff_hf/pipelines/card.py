@@ -22,18 +22,10 @@ from ..hub.cards import (
     published_name,
     render,
 )
-from ..hub.files import RepositoryFiles
-from ..hub.safety import read_json
 
 
 def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metrics: Mapping[str, Any] | None) -> None:
-    """Writes the README.md of a pipeline repository into the folder where it was saved.
-
-    Args:
-        folder: The pipeline's folder.
-        pipe: The pipeline.
-        metrics: Its `metrics.json`, if there is one: of a generator that was evaluated or not.
-    """
+    """Writes the README.md of a pipeline into the folder where it was saved; `metrics` may lack an evaluation."""
     metrics = metrics or {"generator": {}, "data": {}, "costs": {}, "environment": {}}
     data, report = metrics["data"], None
     if "sets" in metrics:
@@ -51,9 +43,9 @@ def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metr
     environment = dict(metrics["environment"])
     text = render(
         "pipeline.md",
-        card_data=card_data,
+        card_data,
         target_class=type(pipe.target_model).__name__,
-        subset_description=describe_layout(pipe.processor),
+        subset_description=describe_layout(pipe.processor.names),
         parameter_dim=pipe.processor.parameter_dim,
         zoo=zoo,
         zoo_count=data.get("zoo_count"),
@@ -76,24 +68,8 @@ def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metr
         report=report,
         score_name=score_name(metrics),
         pictures={name: title for name, title in PICTURES.items() if (Path(folder) / name).is_file()},
-        license=LICENSE,
     )
     write_text(Path(folder) / "README.md", text)
-
-
-def read_metrics(
-    pipeline: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
-) -> dict[str, Any] | None:
-    """Returns the `metrics.json` of a pipeline's folder or Hub repository, or None if it has none.
-
-    Raises:
-        HubError: If the repository cannot be read.
-        BrokenFileError: If the file is damaged.
-    """
-    folder = Path(pipeline)
-    if not folder.is_dir():
-        folder = RepositoryFiles(str(pipeline), revision=revision, token=token).download(["metrics.json"])
-    return read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
@@ -190,35 +166,32 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _metric_type(metrics: Mapping[str, Any]) -> str:
-    """The Hub's name of the task's score."""
-    return "accuracy" if metrics["data"].get("task", "classification") == "classification" else "r_squared"
-
-
 def _eval_results(metrics: Mapping[str, Any], dataset_name: str | None) -> list[EvalResult]:
-    test = metrics["sets"]["generated"]["test"]
-    classifies, name_of_score = _metric_type(metrics) == "accuracy", score_name(metrics)
+    generated, score, metric = metrics["sets"]["generated"], score_name(metrics), _metric_type(metrics)
+    accuracy, dispersion = generated["test"]["accuracy"], generated["dispersion"]
+    rows = [
+        (metric, f"{score}, mean of {generated['test']['n']} drawn networks", accuracy["mean"]),
+        (metric, f"{score}, worst of them", accuracy["min"]),
+        (metric, f"{score}, best of them", accuracy["max"]),
+        ("dispersion_R", "dispersion of parameters R", dispersion["R"]),
+        ("dispersion_F", "functional dispersion F", dispersion["F"]),  # None without held-out checkpoints
+    ]
     shared: dict[str, Any] = {
-        "task_type": IMAGE_CLASSIFICATION if classifies else "tabular-regression",
+        "task_type": IMAGE_CLASSIFICATION if metric == "accuracy" else "tabular-regression",
         "dataset_type": dataset_name or "unknown",
         "dataset_name": dataset_name or "unknown",
         "dataset_split": "test",
     }
-    dispersion = metrics["sets"]["generated"]["dispersion"]
-    named = {
-        f"{name_of_score}, mean of {test['n']} drawn networks": test["accuracy"]["mean"],
-        f"{name_of_score}, worst of them": test["accuracy"]["min"],
-        f"{name_of_score}, best of them": test["accuracy"]["max"],
-    }
-    results = [
-        EvalResult(**shared, metric_type=_metric_type(metrics), metric_name=n, metric_value=float(v))
-        for n, v in named.items()
+    return [
+        EvalResult(**shared, metric_type=kind, metric_name=name, metric_value=float(value))
+        for kind, name, value in rows
+        if value is not None
     ]
-    for key, name in (("R", "dispersion of parameters R"), ("F", "functional dispersion F")):
-        if dispersion[key] is not None:  # there are held-out checkpoints
-            value = float(dispersion[key])
-            results.append(EvalResult(**shared, metric_type=f"dispersion_{key}", metric_name=name, metric_value=value))
-    return results
+
+
+def _metric_type(metrics: Mapping[str, Any]) -> str:
+    """The Hub's name of the task's score."""
+    return "accuracy" if metrics["data"].get("task", "classification") == "classification" else "r_squared"
 
 
 def _sizes(folder: Path, parameter_dim: int, zoo_count: int | None) -> dict[str, str | None]:

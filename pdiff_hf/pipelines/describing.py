@@ -1,4 +1,4 @@
-"""What a repository or folder holds, told without fetching a weight."""
+"""What a repository or folder holds, without fetching a weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from ..hub import client as hub_client
 from ..hub.client import HubNotFoundError, persistently
 from ..hub.files import RepositoryFiles
-from ..hub.safety import BrokenFileError, read_json
+from ..hub.safety import broken_files, read_json
 from .loading import COMPONENTS, read_index
 
 DESCRIBING = ("model_index.json", "metrics.json", "processor/processor_config.json", "*/config.json")
@@ -22,12 +22,7 @@ DESCRIBING = ("model_index.json", "metrics.json", "processor/processor_config.js
 def describe_pipeline(
     name: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
 ) -> dict[str, Any]:
-    """Describes a generator: what it generates, with what, how large it is, and what its audit said.
-
-    Args:
-        name: A pipeline's folder, or its id on the Hub, from which only small JSON files are fetched.
-        revision: Branch, tag or commit.
-        token: A token that may read it.
+    """Describes a generator in a folder or on the Hub: what it generates, with what, its size, and its audit.
 
     Returns:
         JSON types: `name, commit, size` (bytes), `largest_file, generated` (`names`, `parameter_dim`), `target`
@@ -43,13 +38,9 @@ def describe_pipeline(
         sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     else:
         repository = RepositoryFiles(str(name), revision=revision, token=token)
+        how: dict[str, Any] = {"files_metadata": True, "timeout": hub_client.ANSWER_TIMEOUT}
         api = HfApi(token=token)
-
-        def ask() -> Any:
-            timeout = hub_client.ANSWER_TIMEOUT
-            return api.model_info(str(name), revision=revision, files_metadata=True, timeout=timeout)
-
-        info = persistently(ask, str(repository))
+        info = persistently(lambda: api.model_info(str(name), revision=revision, **how), str(repository))
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         if "model_index.json" not in sizes:
             raise HubNotFoundError(f"The {repository} is no pipeline: it has no model_index.json.")
@@ -59,34 +50,25 @@ def describe_pipeline(
     processor = read_json(folder / "processor" / "processor_config.json")
     target = read_json(folder / "target_model" / "config.json")
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-    try:
+    with broken_files(f"The description of {str(name)!r}"):
         described: dict[str, Any] = {
             "name": str(name),
             "commit": commit,
             "size": sum(sizes.values()),
             "largest_file": max(sizes, key=lambda file: sizes[file]),
-            "generated": {"names": processor["names"], "parameter_dim": _count(processor["shapes"])},
+            "generated": {"names": processor["names"], "parameter_dim": sum(map(math.prod, processor["shapes"]))},
             "target": {"class": index["target_model"][1], "labels": list(target.get("id2label", {}).values())},
             **{component: index[component][1] for component in COMPONENTS[:3]},
             "latent_dim": read_json(folder / "autoencoder" / "config.json")["latent_dim"],
             "num_inference_steps": index.get("default_num_inference_steps"),
         }
         if "sets" in metrics:
-            generated = metrics["sets"]["generated"]
             described["verdict"] = {key: metrics["verdict"][key] for key in ("word", "reason")}
             described["accuracy"] = {name: figures["test"]["accuracy"] for name, figures in metrics["sets"].items()}
-            described["dispersion"] = generated["dispersion"]
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise BrokenFileError(
-            f"A configuration of {str(name)!r} is damaged: {type(error).__name__} {error}."
-        ) from error
+            described["dispersion"] = metrics["sets"]["generated"]["dispersion"]
     described["data"] = {key: metrics.get("data", {}).get(key) for key in ("dataset_name", "checkpoints", "zoo_count")}
     described["costs"] = metrics.get("costs", {})
     return described
-
-
-def _count(shapes: list[list[int]]) -> int:
-    return sum(math.prod(shape) for shape in shapes)
 
 
 def description_table(described: dict[str, Any]) -> str:

@@ -23,17 +23,10 @@ def sample_to_folder(
     temperature: float = 1.0,
     num_inference_steps: int | None = None,
 ) -> None:
-    """Draws networks and writes them as `DrawnNetworks.save_pretrained` does; the folder appears whole or not at all.
+    """Draws networks and writes them as `DrawnNetworks.save_pretrained` does; the folder is written atomically.
 
-    Network i is drawn with the seed `seed + i`, so that it can be drawn again alone.
-
-    Args:
-        pipe: The generator.
-        output_dir: Where.
-        num_models: How many.
-        seed: Decides the noise.
-        temperature: Factor on the final latents.
-        num_inference_steps: Steps of the sampler; by default the shipped ones.
+    Network i is drawn with the seed `seed + i`, so that it can be drawn again alone; `temperature` is a factor on the
+    final latents, and `num_inference_steps` by default that of the pipeline.
 
     Raises:
         ValueError: If an argument does not fit.

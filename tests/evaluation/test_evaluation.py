@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -18,10 +19,9 @@ from transformers import PreTrainedModel
 
 from pdiff_hf import Checkpoints, ImageData, PDiffPipeline, load_images, network_predictions
 from pdiff_hf.evaluation import Evaluation, evaluate, metrics_table, summarize, write_report
-from pdiff_hf.evaluation.card import add_report
 from pdiff_hf.evaluation.evaluator import TEMPERATURES
 from pdiff_hf.evaluation.metrics import iou, mean_pairwise_iou
-from pdiff_hf.evaluation.report import baselines_table
+from pdiff_hf.evaluation.report import add_report, baselines_table
 from pdiff_hf.evaluation.sets import SETS
 from pdiff_hf.evaluation.verdict import MEANINGS
 from pdiff_hf.folders import write_json
@@ -152,7 +152,7 @@ def test_heldout_checkpoints_of_other_runs_are_a_set_of_their_own_beside_own_one
     tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits: ImageData, own: list[int]
 ):
     test = tiny_checkpoints.splits["test"]
-    test.run = ["run-0" if row in own else "branch-1" for row in range(8)]
+    test.columns["run"] = ["run-0" if row in own else "branch-1" for row in range(8)]
 
     networks = measure(tiny_pipeline, tiny_checkpoints, digits).networks
 
@@ -182,7 +182,7 @@ def test_neighbors_in_time_do_not_count_as_the_nearest_zoo_member(
 ):
     zoo = tiny_checkpoints.zoo
     zoo.parameters[1] = zoo.parameters[0]  # an exact copy
-    zoo.run, zoo.step = ["run-0"] * 24, [100 * row for row in range(24)]
+    zoo.columns |= {"run": ["run-0"] * 24, "step": [100 * row for row in range(24)]}
     far = measure(tiny_pipeline, tiny_checkpoints, digits).max_similarity["zoo"]
     zoo.step[1] = 20
     near = measure(tiny_pipeline, tiny_checkpoints, digits).max_similarity["zoo"]
@@ -313,7 +313,7 @@ def test_metrics_json_is_strict_and_keeps_its_keys(evaluation: Evaluation, repor
         "word": word,
         "meaning": MEANINGS[word],
         "reason": evaluation.answer.reason,
-        "axes": evaluation.answer.criteria.to_dict(),
+        "axes": dataclasses.asdict(evaluation.answer.criteria),
     }
     assert [row["name"] for row in metrics["baselines"]] == list(evaluation.answer.networks["baselines"])
     for row in metrics["baselines"]:

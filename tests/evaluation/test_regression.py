@@ -10,6 +10,7 @@ import torch
 
 from pdiff_hf import (
     Checkpoints,
+    CheckpointSplit,
     MLPConfig,
     MLPForImageClassification,
     Recipe,
@@ -20,8 +21,7 @@ from pdiff_hf import (
 )
 from pdiff_hf.data.inputs import TensorSplit
 from pdiff_hf.evaluation import evaluate, metrics_table, summarize, write_report
-from pdiff_hf.evaluation.card import add_report
-from pdiff_hf.evaluation.report import baselines_table
+from pdiff_hf.evaluation.report import add_report, baselines_table
 from pdiff_hf.loops import seeded
 from pdiff_hf.targets.symmetries import Symmetries
 from pdiff_hf.targets.task import regression
@@ -65,11 +65,10 @@ def runs(tiny_checkpoints: Checkpoints, vectors: torch.Tensor) -> Checkpoints:
     model = MLPForImageClassification(CONFIG).eval()
     splits, start = {}, 0
     for name, split in tiny_checkpoints.splits.items():
-        rows = slice(start, start + len(split))
-        splits[name] = dataclasses.replace(
-            split, parameters=vectors[rows], run=[f"run-{i}" for i in range(rows.start, rows.stop)]
-        )
-        start = rows.stop
+        stop = start + len(split)
+        columns = split.columns | {"run": [f"run-{i}" for i in range(start, stop)]}
+        splits[name] = CheckpointSplit(vectors[start:stop], **columns)
+        start = stop
     return dataclasses.replace(
         tiny_checkpoints, splits=splits, processor=make_processor(model, "full"), target_model=model
     )
