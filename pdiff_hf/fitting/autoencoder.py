@@ -80,11 +80,7 @@ def fit_autoencoder(
 
 
 def load_autoencoder(folder: str | os.PathLike) -> tuple[ModelMixin, dict[str, Any]]:
-    """Reads what `train_autoencoder.py` wrote: the autoencoder, of whichever class, and its `training.json`.
-
-    Raises:
-        FileNotFoundError: If there is no autoencoder in the folder.
-    """
+    """Reads the autoencoder, of whichever class, and the `training.json` that `train_autoencoder.py` wrote."""
     config, notes = Path(folder) / "config.json", Path(folder) / "training.json"
     classes: dict[str, Any] = {cls.__name__: cls for cls in component_classes("autoencoder").values()}
     name = json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else None

@@ -29,9 +29,6 @@ def fit(checkpoints: Checkpoints, recipe: str | Recipe = "fast") -> PDiffPipelin
             is read.
         recipe: `fast`, `paper`, the path of a YAML file, or a `Recipe`.
 
-    Returns:
-        A pipeline, ready to draw and to be saved.
-
     Raises:
         RecipeError: If the recipe is missing, or holds a key or value that no setting takes.
         ValueError: If the zoo cannot be fitted.
@@ -53,14 +50,8 @@ def fit_pipeline(
 ) -> PDiffPipeline:
     """Trains the denoiser on the zoo's latents and puts the pipeline together.
 
-    The pipeline's target holds the zoo's average in the generated positions.
-
-    Args:
-        checkpoints: The zoo.
-        autoencoder: Fitted to its train split.
-        first_stage: Settings and seconds of the autoencoder, as in its `training.json`.
-        settings: Settings of the second stage.
-        run: Where the state of training is saved, if anywhere.
+    The pipeline's target holds the zoo's average in the generated positions. `first_stage` holds the settings and the
+    seconds of the autoencoder, as its `training.json`.
     """
     watch = Stopwatch()
     parameters = checkpoints.zoo.parameters
@@ -85,9 +76,7 @@ def fit_pipeline(
 def describe_fit(checkpoints: Checkpoints, **stages: dict[str, Any]) -> dict[str, Any]:
     """Returns the beginning of a `metrics.json`: how the generator was made, on which zoo, at what cost.
 
-    Args:
-        checkpoints: The zoo.
-        **stages: `settings` and `seconds` of `autoencoder` and `denoiser`, if known.
+    `stages` are the `settings` and `seconds` of `autoencoder` and `denoiser`, if known.
     """
     collected = checkpoints.collection.get("settings", {})
     seconds = {f"{role}_seconds": stage["seconds"] for role, stage in stages.items()}

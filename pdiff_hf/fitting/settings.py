@@ -39,8 +39,7 @@ class Config(dict):
 class ComponentSettings(OptimizationSettings):
     """Which class of the table of components is trained, with which constructor arguments, and how.
 
-    Raises:
-        RecipeError: If the table has no such type, or its class takes no such arguments.
+    Raises `RecipeError` if the table has no such type, or its class takes no such arguments.
     """
 
     role: ClassVar[str]
@@ -89,11 +88,7 @@ class AutoencoderSettings(ComponentSettings):
 
 @dataclass
 class DenoiserSettings(ComponentSettings):
-    """The second stage, and the sampler that is shipped.
-
-    Raises:
-        RecipeError: If diffusers has no such scheduler.
-    """
+    """The second stage, and the sampler that is shipped; raises `RecipeError` if diffusers has no such scheduler."""
 
     role: ClassVar[str] = "denoiser"
     from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim"})
@@ -110,12 +105,10 @@ class DenoiserSettings(ComponentSettings):
     num_inference_steps: int = setting(20, "Steps of the shipped sampler.")
 
     def __post_init__(self) -> None:
-        """Checks the scheduler too."""
         super().__post_init__()
         if not hasattr(diffusers, self.scheduler):
-            raise RecipeError(
-                f"diffusers has no scheduler {self.scheduler!r}; name one like DPMSolverMultistepScheduler."
-            )
+            sentence = f"diffusers has no scheduler {self.scheduler!r}; name one like DPMSolverMultistepScheduler."
+            raise RecipeError(sentence)
 
 
 @dataclass
@@ -136,14 +129,11 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
     Raises:
         RecipeError: If there is no such recipe, or it holds a key or value that no setting takes.
     """
-    if recipe in RECIPES:
-        text = (shipped_folder("recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    elif Path(recipe).is_file():
-        text = Path(recipe).read_text(encoding="utf-8")
-    else:
+    path = shipped_folder("recipes") / f"{recipe}.yaml" if recipe in RECIPES else Path(recipe)
+    if not path.is_file():
         raise RecipeError(f"There is no recipe {str(recipe)!r}; pass one of {RECIPES} or the path of a YAML file.")
     try:
-        sections = yaml.safe_load(text)
+        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{str(recipe)!r} is not a YAML file: {error}") from error
     expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}

@@ -11,11 +11,7 @@ from ..targets.processing_parameters import NonFiniteParametersError
 
 
 def share_of_process(batch: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Returns this process's equal share of a whole batch, on its device.
-
-    Raises:
-        ValueError: If the batch cannot be divided equally.
-    """
+    """Returns this process's equal share of a whole batch, on its device; ValueError if there is none."""
     if len(batch) % accelerator.num_processes:
         raise ValueError(
             f"train_batch_size={len(batch)} cannot be divided among {accelerator.num_processes} processes; "

@@ -31,16 +31,8 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
     - The reconstruction target is the clean vector, not the noisy one.
     """
 
-    _keep_in_fp32_modules = [
-        "encoder",
-        "decoder",
-        "to_latent",
-        "from_latent",
-        "mean",
-        "std",
-        "latent_mean",
-        "latent_std",
-    ]
+    _keep_in_fp32_modules = ["encoder", "decoder", "to_latent", "from_latent"]
+    _keep_in_fp32_modules += ["mean", "std", "latent_mean", "latent_std"]
     needs_training = True  # `from_zoo` fits the normalization alone
 
     @register_to_config
@@ -80,33 +72,24 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("latent_std", torch.ones(latent_dim))
 
     @classmethod
+    @torch.no_grad()
     def from_zoo(cls, parameters: torch.Tensor, sizes: Sequence[int], **config: Any) -> ParameterAutoencoder:
-        """Returns an untrained autoencoder with the normalization of a zoo.
+        """Returns an untrained autoencoder with the normalization of a zoo `(n, D)`.
+
+        As published, a tensor's deviation is the one across its elements, averaged over the checkpoints.
 
         Args:
             parameters: The zoo's parameter vectors, `(n, D)`.
             sizes: Lengths of the tensors of a vector.
             **config: Arguments of the constructor but for `parameter_dim`.
         """
-        autoencoder = cls(parameter_dim=parameters.shape[1], **config)
-        autoencoder.fit_normalization(parameters, sizes)
-        return autoencoder
-
-    @torch.no_grad()
-    def fit_normalization(self, parameters: torch.Tensor, sizes: Sequence[int]) -> None:
-        """Sets one mean and one standard deviation per tensor from a zoo `(n, D)`; `sizes` are the tensors' lengths.
-
-        As published, the deviation is the one across a tensor's elements, averaged over the checkpoints.
-        """
-        for tensor, mean, std in zip(
-            parameters.split(list(sizes), dim=1),
-            self.mean.split(list(sizes)),
-            self.std.split(list(sizes)),
-            strict=True,
-        ):
+        autoencoder, lengths = cls(parameter_dim=parameters.shape[1], **config), list(sizes)
+        means, stds = autoencoder.mean.split(lengths), autoencoder.std.split(lengths)
+        for tensor, mean, std in zip(parameters.split(lengths, dim=1), means, stds, strict=True):
             mean.fill_(tensor.mean())
             spread = tensor.std(dim=1, correction=0).mean()
             std.fill_(spread if spread > 0 else 1.0)
+        return autoencoder
 
     @torch.no_grad()
     def fit_latent_statistics(self, parameters: torch.Tensor) -> None:
@@ -125,9 +108,7 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         """Does nothing, as `to` does with a dtype."""
         return self
 
-    def bfloat16(self) -> ParameterAutoencoder:
-        """Does nothing, as `to` does with a dtype."""
-        return self
+    bfloat16 = half
 
     def standardize(self, parameters: torch.Tensor) -> torch.Tensor:
         """Standardizes vectors `(n, D)` per tensor."""

@@ -85,9 +85,7 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
         """Does nothing, as `to` does with a dtype."""
         return self
 
-    def bfloat16(self) -> LinearParameterAutoencoder:
-        """Does nothing, as `to` does with a dtype."""
-        return self
+    bfloat16 = half
 
     @apply_forward_hook
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:

@@ -17,21 +17,14 @@ from .processing_parameters import LayoutError
 
 
 class AdaptedConfig(PreTrainedConfig):
-    """Configuration of `AdaptedModel`.
-
-    Args:
-        base_class: Class name of the base network.
-        base_config: Configuration of the base network.
-        adapter_config: Configuration of the adapter, as in an `adapter_config.json`.
-        adapter_name: PEFT's name of the adapter.
-    """
+    """Configuration of `AdaptedModel`."""
 
     model_type = "pdiff_adapted"
 
-    base_class: str = ""
+    base_class: str = ""  # class name of the base network
     base_config: dict[str, Any] | None = None
-    adapter_config: dict[str, Any] | None = None
-    adapter_name: str = "default"
+    adapter_config: dict[str, Any] | None = None  # as in an adapter_config.json
+    adapter_name: str = "default"  # as PEFT calls it
 
 
 class AdaptedModel(PreTrainedModel):
@@ -113,8 +106,7 @@ class AdaptedModel(PreTrainedModel):
 def as_target(model: nn.Module) -> PreTrainedModel:
     """Returns a network that a pipeline can hold: a PEFT model wrapped, any other network unchanged.
 
-    Raises:
-        LayoutError: If the network cannot be saved with its adapter.
+    Raises `LayoutError` if the network cannot be saved with its adapter.
     """
     if getattr(model, "_hf_peft_config_loaded", False):
         raise LayoutError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -75,11 +74,10 @@ def network_predictions(
 
     Takes the arguments of `network_logits` and the images' labels `(images,)`, and never holds all logits.
     """
-    task = task_of(target_model.config)
+    task, start = task_of(target_model.config), 0
     predicted, loss = [], torch.zeros(len(parameters))
-    start = 0
-    for logits in iter_logits(target_model, processor, parameters, inputs, progress):
-        logits = logits.float()
+    for batch in iter_logits(target_model, processor, parameters, inputs, progress):
+        logits = batch.float()
         target = labels[start : start + logits.shape[1]].to(logits.device)
         start += logits.shape[1]
         predicted.append(task.predict(logits).cpu())
@@ -114,13 +112,9 @@ def _plan_evaluation(
 ) -> tuple[Evaluate, int]:
     """Returns the fastest function from tensors and a batch to logits `(n, batch, classes)`, and its batch size.
 
-    Args:
-        target_model: The network that has the trunk.
-        processor: The layout.
-        tensors: The generated tensors of all networks, each `(n, *shape)`.
-        one: A single example, for a trial run.
+    `tensors` are those of all networks, each `(n, *shape)`; `one` is a single example, for a trial run.
     """
-    n = len(next(iter(tensors.values())))
+    n = len(tensors[processor.names[0]])
 
     def logits_of(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
         with PlainArithmetic():
@@ -181,19 +175,16 @@ class PlainArithmetic(TorchFunctionMode):
 
 def _generated_activations(model: nn.Module, processor: ParameterProcessor, one: Inputs) -> int:
     """Returns the size of the largest module output for one example, from the first generated tensor on."""
-    owners = {name.rpartition(".")[0] for name in processor.names}
+    owners = {model.get_submodule(name.rpartition(".")[0]) for name in processor.names}
     largest, reached = 1, False
 
-    def watch(name: str) -> object:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            nonlocal largest, reached
-            reached = reached or name in owners
-            if reached and isinstance(output, torch.Tensor):
-                largest = max(largest, math.prod(output.shape))
+    def watch(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal largest, reached
+        reached = reached or module in owners
+        if reached and isinstance(output, torch.Tensor):
+            largest = max(largest, output.numel())
 
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    handles = [module.register_forward_hook(watch) for module in model.modules()]
     try:
         forward(model, one)
     finally:

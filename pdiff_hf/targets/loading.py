@@ -27,18 +27,11 @@ class UnknownTargetError(ValueError):
 
 
 def load_network(
-    folder: str | os.PathLike,
-    network_class: Any = None,
-    variant: str | None = None,
-    dtype: torch.dtype | None = None,
+    folder: str | os.PathLike, network_class: Any = None, variant: str | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
     """Loads a transformers network from the safetensors files of its folder, all of it, in eval mode.
 
-    Args:
-        folder: What `PreTrainedModel.save_pretrained` wrote.
-        network_class: Its class; by default the one that its `config.json` names, see `find_model_class`.
-        variant: Variant of the weights, such as `"ema"`.
-        dtype: Precision; as saved by default.
+    Its class is by default the one that its `config.json` names, its dtype the one that was saved.
 
     Raises:
         BrokenFileError: If files are missing, damaged or do not fit one another.
@@ -118,10 +111,7 @@ def _mappings(value: Any) -> Iterator[dict[str, Any]]:
 def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:
     """Returns the class of that name and model type: transformers' own, or one that is defined in this process.
 
-    Nothing is imported at a repository's word.
-
-    Raises:
-        UnknownTargetError: If there is none.
+    Nothing is imported at a repository's word. Raises `UnknownTargetError` if there is none.
     """
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):

@@ -66,7 +66,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         """Resolves fnmatch patterns on `model.state_dict()` names into a layout.
 
         Only floating-point parameters can match: buffers such as the running statistics of a BatchNorm are never
-        part of a vector. Presets are lists of patterns, see `pdiff_hf.targets.subsets.subset_patterns`.
+        part of a vector. Presets are expanded by `pdiff_hf.make_processor`.
 
         Raises:
             LayoutError: If a pattern matches none, or there are no patterns.
@@ -122,16 +122,13 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 f"A parameter vector of this layout has {self.parameter_dim} numbers, but the given one has shape "
                 f"{tuple(vector.shape)}."
             )
-        pieces = vector.split(self.sizes, dim=-1)
-        leading = vector.shape[:-1]
-        return {n: piece.reshape(*leading, *s) for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)}
+        pieces = zip(self.names, self.shapes, vector.split(self.sizes, dim=-1), strict=True)
+        return {name: piece.reshape(*vector.shape[:-1], *shape) for name, shape, piece in pieces}
 
     def load_into(self, model: nn.Module, vector: torch.Tensor) -> None:
         """Copies one vector `(D,)` into the model's tensors, in place and in their dtype.
 
-        Raises:
-            LayoutError: If the length is wrong, or the model lacks a tensor of that name and shape.
-            NonFiniteParametersError: If a value is NaN or infinite.
+        Raises what `check` and `check_model` raise.
         """
         self.check(vector)
         if vector.ndim != 1:
@@ -142,11 +139,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 model.get_parameter(name).copy_(tensor)
 
     def check_model(self, model: nn.Module) -> None:
-        """Checks that the model has the tensors of the layout.
-
-        Raises:
-            LayoutError: If one is absent or has another shape.
-        """
+        """Raises `LayoutError` if a tensor of the layout is absent in the model or has another shape there."""
         parameters = dict(model.named_parameters())
         for name, shape in zip(self.names, self.shapes, strict=True):
             if name not in parameters:
@@ -169,7 +162,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         )
 
     def check(self, parameters: torch.Tensor) -> None:
-        """Checks that `parameters`, `(D,)` or `(n, D)`, fits the layout and is finite.
+        """Checks vectors `(D,)` or `(n, D)`.
 
         Raises:
             LayoutError: If the last dimension is not D.
