@@ -97,16 +97,13 @@ def push(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pdiff-hf",
-        description="Networks drawn from noise: inspect generators, draw from them, audit and share them.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    description = "Networks drawn from noise: inspect generators, draw from them, audit and share them."
+    parser = argparse.ArgumentParser("pdiff-hf", description=description, epilog=EPILOG, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(function: Callable, help: str, example: str) -> argparse.ArgumentParser:
-        name, raw = function.__name__, argparse.RawDescriptionHelpFormatter
+        name = function.__name__
         epilog = f"example:\n  pdiff-hf {name} {example}"
         made = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=raw)
         made.set_defaults(run=function)

@@ -34,8 +34,7 @@ def fit(checkpoints: Checkpoints, recipe: str | Recipe = "fast") -> PDiffPipelin
         ValueError: If the zoo cannot be fitted.
         NonFiniteParametersError: If a training diverged.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    watch = Stopwatch()
+    recipe, watch = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Stopwatch()
     autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder)
     first_stage = {"settings": asdict(recipe.autoencoder), "seconds": watch.seconds}
     return fit_pipeline(checkpoints, autoencoder, first_stage, recipe.denoiser)
@@ -90,10 +89,6 @@ def describe_fit(checkpoints: Checkpoints, **stages: dict[str, Any]) -> dict[str
             "collection": collected,
         },
         "costs": checkpoints.collection.get("costs", {}) | seconds,
-        "environment": {
-            "hardware": describe_hardware(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
+        "environment": {"hardware": describe_hardware()}
+        | {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
     }

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import diffusers
 import yaml
@@ -51,7 +51,7 @@ class ComponentSettings(OptimizationSettings):
     )
 
     def __post_init__(self) -> None:
-        """Checks the arguments against the signature of the class, or of its `from_zoo`."""
+        # The arguments are those of the class, or of its `from_zoo` and what that hands on to the class.
         try:
             cls: Any = component_class(self.role, self.type)
         except ValueError as error:
@@ -157,14 +157,10 @@ def _settings(cls: type[Settings], values: dict[str, Any] | None, where: str) ->
         text = json.dumps(value, default=str) if isinstance(value, dict | list) else value
         arguments += [] if value is None else [f"--{name}={text}"]
     try:
-        return _RecipeParser(cls).parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
+        parser = HfArgumentParser(cls, exit_on_error=False)
+        return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
     except (argparse.ArgumentError, RecipeError) as error:
         raise RecipeError(f"{where}: {error}") from error
-
-
-class _RecipeParser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)
 
 
 def parse_with_recipe(

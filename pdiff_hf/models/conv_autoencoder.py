@@ -94,7 +94,7 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def fit_latent_statistics(self, parameters: torch.Tensor) -> None:
         """Standardizes the latents: afterward a zoo `(n, D)` has latents of mean 0 and variance 1 per dimension."""
-        raw = self.encode_raw(self.standardize(parameters))
+        raw = self._encode(self._standardize(parameters))
         std = raw.std(0)
         self.latent_mean.copy_(raw.mean(0))
         self.latent_std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
@@ -110,18 +110,17 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
 
     bfloat16 = half
 
-    def standardize(self, parameters: torch.Tensor) -> torch.Tensor:
-        """Standardizes vectors `(n, D)` per tensor."""
+    def _standardize(self, parameters: torch.Tensor) -> torch.Tensor:
         return (parameters.float() - self.mean) / self.std
 
-    def encode_raw(self, standardized: torch.Tensor) -> torch.Tensor:
+    def _encode(self, standardized: torch.Tensor) -> torch.Tensor:
         """Encodes standardized vectors `(n, D)` as latents `(n, latent_dim)` that are not standardized."""
         missing = self.padded_dim - standardized.shape[1]
         hidden = nn.functional.pad(standardized, (0, missing))[:, None]  # (n, 1, padded_dim)
         hidden = self.encoder(hidden)  # (n, channels[-1], short_dim)
         return self.to_latent(hidden.flatten(1))  # (n, latent_dim)
 
-    def decode_raw(self, raw_latents: torch.Tensor) -> torch.Tensor:
+    def _decode(self, raw_latents: torch.Tensor) -> torch.Tensor:
         """Decodes latents `(n, latent_dim)` that are not standardized as standardized vectors `(n, D)`."""
         hidden = self.from_latent(raw_latents).unflatten(1, (-1, self.short_dim))  # (n, channels[-1], short_dim)
         return self.decoder(hidden)[:, 0, : self.config.parameter_dim]  # (n, D)
@@ -129,14 +128,14 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Encodes vectors `(n, D)` as standardized latents `(n, latent_dim)`."""
-        latents = (self.encode_raw(self.standardize(sample)) - self.latent_mean) / self.latent_std
+        latents = (self._encode(self._standardize(sample)) - self.latent_mean) / self.latent_std
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def decode(self, latents: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Decodes standardized latents `(n, latent_dim)` as float32 vectors `(n, D)`."""
         raw = latents.float() * self.latent_std + self.latent_mean
-        sample = self.decode_raw(raw) * self.std + self.mean
+        sample = self._decode(raw) * self.std + self.mean
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -144,14 +143,12 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
 
         With a CPU `generator`, both noises are added.
         """
-        clean = noisy = self.standardize(sample)
-        if generator is not None:
-            noisy = clean + self.config.input_noise * _noise_like(clean, generator)
-        latents = self.encode_raw(noisy)
-        if generator is not None:
-            latents = latents + self.config.latent_noise * _noise_like(latents, generator)
-        return nn.functional.mse_loss(self.decode_raw(latents), clean)
 
+        def noised(tensor: torch.Tensor, std: float) -> torch.Tensor:
+            if generator is None:
+                return tensor
+            return tensor + std * torch.randn(tensor.shape, generator=generator).to(tensor.device)
 
-def _noise_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        clean = self._standardize(sample)
+        latents = self._encode(noised(clean, self.config.input_noise))
+        return nn.functional.mse_loss(self._decode(noised(latents, self.config.latent_noise)), clean)

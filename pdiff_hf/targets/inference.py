@@ -46,11 +46,11 @@ def network_logits(
 
     Args:
         target_model: The network that has the trunk, in eval mode; it is not changed.
-        processor: The layout of `parameters`.
+        processor: The layout.
         parameters: `(n, D)` float32.
         inputs: Images `(images, channels, height, width)`, or a mapping of tensors that are passed by name, such as a
             tokenizer's output; each with one row per example.
-        progress: Show a progress bar over the images.
+        progress: Show a progress bar.
 
     Raises:
         LayoutError, NonFiniteParametersError: If `parameters` do not fit the layout.
@@ -138,9 +138,7 @@ def _plan_evaluation(
     # 3. As many (network, example) pairs at once as the budget allows. Chunks of networks each compute the trunk
     #    again, so all networks stay together on one example as long as ONE_IMAGE_BUDGET allows.
     pair_bytes = 4 * _generated_activations(target_model, processor, one)
-    pairs = ACTIVATION_BUDGET // pair_bytes
-    if pairs < n:
-        pairs = min(n, ONE_IMAGE_BUDGET // pair_bytes)
+    pairs = max(ACTIVATION_BUDGET // pair_bytes, min(n, ONE_IMAGE_BUDGET // pair_bytes))
     chunk_size = max(1, min(n, pairs))
     evaluate = torch.vmap(logits_of, in_dims=(0, None), chunk_size=chunk_size)
     return evaluate, max(1, min(MAX_BATCH_SIZE, pairs // chunk_size))

@@ -40,7 +40,11 @@ def load_network(
     """
     where, files = f"The network in {str(folder)!r}", sorted(Path(folder).glob("*.safetensors"))
     config = read_json(Path(folder) / "config.json")
-    elsewhere = [key for part in _mappings(config) for key, value in part.items() if _leads_elsewhere(key, value)]
+    elsewhere = []
+    for key, value in _settings(config):
+        kernel = key in ("attn_implementation", "_attn_implementation") and "/" in str(value)
+        if kernel or (key in ("auto_map", "quantization_config") and value is not None):
+            elsewhere.append(key)
     if elsewhere or (Path(folder) / "adapter_config.json").exists():
         raise UnsafeFileError(
             f"{where} is not complete in itself: {', '.join(elsewhere) or 'adapter_config.json'} would have code run "
@@ -76,7 +80,7 @@ def require_counts(config: dict[str, Any], files: Sequence[Path], where: str) ->
     if not files:
         raise BrokenFileError(f"{where} has no safetensors weights.")
     limit = max(LEAST_COUNT, sum(file.stat().st_size for file in files))
-    for key, value in ((key, value) for part in _mappings(config) for key, value in part.items()):
+    for key, value in _settings(config):
         for count in value if isinstance(value, list) else [value]:
             if COUNTS.fullmatch(key) and isinstance(count, int | float) and count > limit:
                 raise BrokenFileError(
@@ -90,22 +94,16 @@ def require_memory(model: nn.Module, files: Sequence[Path], where: str) -> None:
     numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     size = sum(file.stat().st_size for file in files)
     if numbers > size + UNSAVED_NUMBERS:
-        raise BrokenFileError(
-            f"{where}: its configuration asks for {numbers} numbers, which its weights of {size} bytes cannot hold."
-        )
+        asked = f"its configuration asks for {numbers} numbers, which its weights of {size} bytes cannot hold"
+        raise BrokenFileError(f"{where}: {asked}.")
 
 
-def _leads_elsewhere(key: str, value: Any) -> bool:
-    kernel = key in ("attn_implementation", "_attn_implementation") and "/" in str(value)
-    return kernel or (key in ("auto_map", "quantization_config") and value is not None)
-
-
-def _mappings(value: Any) -> Iterator[dict[str, Any]]:
-    """Yields a configuration and those inside of it."""
-    if isinstance(value, dict):
-        yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _mappings(inner)
+def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the keys and values of a configuration and of those inside of it."""
+    if isinstance(config, dict):
+        yield from config.items()
+    for inner in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from _settings(inner)
 
 
 def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:

@@ -40,11 +40,7 @@ class Symmetries:
     tensors are all generated are tried. No architecture is treated specially. Logits are shifted in classification
     alone: of a regression they are the predictions.
 
-    Args:
-        model: The target network, in eval mode.
-        processor: The layout.
-        parameters: One vector `(D,)` of a trained network.
-        inputs: A few examples: images `(images, channels, height, width)`, or a mapping of tensors.
+    It takes the target network in eval mode, its layout, one vector `(D,)` of a trained network and a few examples.
     """
 
     def __init__(

@@ -22,10 +22,7 @@ class Task(Protocol):
     score_name: str
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-        """Returns the training loss of outputs `(batch, k)` or `(n, batch, k)` with labels `(batch,)`, `(n, batch)`.
-
-        `reduction` is that of `torch.nn.functional`: `mean`, `sum`, or `none` for the loss of each row.
-        """
+        """Returns the loss of outputs `(batch, k)` or `(n, batch, k)` with labels `(batch,)` or `(n, batch)`."""
 
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         """Returns the predictions `(...)` of outputs `(..., k)`."""
