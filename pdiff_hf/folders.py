@@ -17,11 +17,7 @@ class UnwritableFolderError(OSError):
 
 
 def require_writable_folder(folder: str | os.PathLike) -> None:
-    """Checks before the work is done that `replace_folder` can write the result.
-
-    Raises:
-        UnwritableFolderError: If the parent folder cannot be made or written to, or `folder` is a file.
-    """
+    """Raises `UnwritableFolderError` if the parent folder cannot be made or written to, or `folder` is a file."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UnwritableFolderError(f"Cannot write the folder {str(folder)!r}: there is a file of that name.")

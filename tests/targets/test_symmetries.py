@@ -110,9 +110,6 @@ def natural(vectors: torch.Tensor) -> float:
 HIDDEN = [[6], [6, 7]]
 
 
-# What is found
-
-
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_every_hidden_layer_of_a_relu_mlp_is_found(hidden: list[int]):
     symmetries, _ = found(mlp_of(hidden))
