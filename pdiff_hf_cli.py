@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 AUDIT = "evaluate a generator against strong simple baselines, and add the result to its card"
 EPILOG = """examples:
@@ -28,10 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = None if argv[:1] == ["audit"] else _parser().parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        if parsed is None:
-            audit(argv[1:])
-        else:
-            parsed.run(parsed)
+        parsed.run(parsed) if parsed else audit(argv[1:])
     except KeyboardInterrupt:
         print("pdiff-hf: interrupted; nothing is half-written.", file=sys.stderr)
         return 130
@@ -61,15 +58,13 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.output_dir is None and arguments.push_to is None:
         raise ValueError("Name where the networks go: --output_dir, --push_to, or both.")
     logging.disable_progress_bar()
-    private = True if arguments.private else None
+    private = arguments.private or None
     if arguments.push_to is not None:
         prepare_repository(arguments.push_to, "model", private, arguments.token)  # fails before the work is done
     pipe = PDiffPipeline.from_pretrained(arguments.pipeline, revision=arguments.revision, token=arguments.token)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.output_dir or os.path.join(temporary, "drawn")
-        sample_to_folder(
-            pipe, folder, arguments.num_models, arguments.seed, arguments.temperature, arguments.num_inference_steps
-        )
+        folder, steps = arguments.output_dir or os.path.join(temporary, "drawn"), arguments.num_inference_steps
+        sample_to_folder(pipe, folder, arguments.num_models, arguments.seed, arguments.temperature, steps)
         if arguments.output_dir is not None:
             print(f"Written: {folder}")
         if arguments.push_to is not None:
@@ -90,18 +85,11 @@ def push(arguments: argparse.Namespace) -> None:
     from pdiff_hf import append_checkpoints, load_checkpoints, share
     from pdiff_hf.pipelines.remote_code import push_remote_code
 
-    private = True if arguments.private else None
+    folder, common = arguments.folder, {"private": arguments.private or None, "token": arguments.token}
     if arguments.append:
-        checkpoints = load_checkpoints(arguments.folder)
-        address = append_checkpoints(checkpoints, arguments.repo_id, private=private, token=arguments.token)
+        address = append_checkpoints(load_checkpoints(folder), arguments.repo_id, **common)
     else:
-        address = share(
-            arguments.folder,
-            arguments.repo_id,
-            private=private,
-            token=arguments.token,
-            commit_message=arguments.message,
-        )
+        address = share(folder, arguments.repo_id, commit_message=arguments.message, **common)
     print(f"Pushed: {address}")
     if arguments.remote_code:
         commit = push_remote_code(arguments.repo_id, arguments.token)
@@ -109,33 +97,26 @@ def push(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pdiff-hf",
-        description="Networks drawn from noise: inspect generators, draw from them, audit and share them.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    description = "Networks drawn from noise: inspect generators, draw from them, audit and share them."
+    parser = argparse.ArgumentParser("pdiff-hf", description=description, epilog=EPILOG, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(function: object, name: str, help: str, example: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(
-            name,
-            help=help,
-            description=help,
-            epilog=f"example:\n  pdiff-hf {name} {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    def command(function: Callable, help: str, example: str) -> argparse.ArgumentParser:
+        name = function.__name__
+        epilog = f"example:\n  pdiff-hf {name} {example}"
+        made = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=raw)
         made.set_defaults(run=function)
         made.add_argument("--token", help="a Hub token; by default the stored one (hf auth login)")
         return made
 
-    one = command(info, "info", "show what a generator holds; fetches no weights", "org/pdiff-resnet18-cifar10 --json")
+    one = command(info, "show what a generator holds; fetches no weights", "org/pdiff-resnet18-cifar10 --json")
     one.add_argument("pipeline", help="a folder, or an id on the Hub")
     one.add_argument("--revision", help="branch, tag or commit")
     one.add_argument("--json", action="store_true", help="print JSON")
 
     example = "org/generator --num_models 10 --output_dir drawn"
-    one = command(sample, "sample", "draw networks that plain transformers loads", example)
+    one = command(sample, "draw networks that plain transformers loads", example)
     one.add_argument("pipeline", help="a folder, or an id on the Hub")
     one.add_argument("--revision", help="branch, tag or commit")
     one.add_argument("--num_models", type=int, default=1, metavar="N", help="how many networks (default: 1)")
@@ -149,15 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("audit", help=AUDIT)  # `main` hands its flags on before they are parsed here
 
     example = "runs/pipeline org/generator --private"
-    one = command(push, "push", "push a pipeline, a checkpoints dataset or drawn networks", example)
+    one = command(push, "push a pipeline, a checkpoints dataset or drawn networks", example)
     one.add_argument("folder", help="what a script, save_pretrained or Checkpoints.save wrote")
     one.add_argument("repo_id", help="for example org/name; created if missing")
     one.add_argument("--private", action="store_true", help="make the repository private")
     one.add_argument("--message", help="title of the commit")
     one.add_argument("--append", action="store_true", help="add the rows of a checkpoints dataset to those there")
-    one.add_argument(
-        "--remote_code", action="store_true", help="also make the branch remote-code, which works without this package"
-    )
+    remote_code = "also make the branch remote-code, which works without this package"
+    one.add_argument("--remote_code", action="store_true", help=remote_code)
     return parser
 
 

@@ -1,115 +1,70 @@
-"""Neural network diffusion in the Hugging Face ecosystem: draw working networks from one repository."""
+"""Neural network diffusion in the Hugging Face ecosystem: draw working networks from one repository.
+
+`import X as X` exports a name to type checkers too.
+"""
 
 # isort: off
 from . import _registration  # before any component: their names are part of the file format
 # isort: on
 
-from .data.images import ImageData, load_images
-from .data.inputs import TensorData, TensorSplit
-from .evaluation import Audit, audit
-from .fitting.autoencoder import fit_autoencoder
-from .fitting.denoiser import fit_denoiser
-from .fitting.pipeline import fit
-from .fitting.settings import Recipe, load_recipe
-from .hub.client import (
-    CorruptFileError,
-    HubAccessError,
-    HubConflictError,
-    HubError,
-    HubNotFoundError,
-    HubQuotaError,
-    HubUnreachableError,
-)
-from .hub.safety import BrokenFileError, UnsafeFileError
-from .hub.sharing import share
-from .models.conv_autoencoder import ParameterAutoencoder
-from .models.conv_denoiser import ParameterDenoiser
-from .models.linear_autoencoder import LinearParameterAutoencoder
-from .models.mlp_denoiser import MLPParameterDenoiser
-from .pipelines.pipeline_output import DrawnNetworks, PDiffPipelineOutput
-from .pipelines.pipeline_pdiff import PDiffPipeline
-from .targets.adapters import AdaptedModel
-from .targets.building import build_network
-from .targets.inference import network_logits, network_predictions
-from .targets.loading import AnyTargetModel, UnknownTargetError
-from .targets.networks import ConvNetConfig, ConvNetForImageClassification, MLPConfig, MLPForImageClassification
-from .targets.processing_parameters import LayoutError, NonFiniteParametersError, ParameterProcessor
-from .targets.subsets import make_processor
-from .zoo.checkpoints import Checkpoints, CheckpointSplit, load_checkpoints
-from .zoo.merging import append_checkpoints, merge_checkpoints
-from .zoo.parquet import CheckpointsError
-from .zoo.recorder import CheckpointRecorder
-from .zoo.runs import collect_runs
-from .zoo.settings import CollectionSettings, MultiRunSettings, TrajectorySettings
-from .zoo.trainer_callback import CheckpointCallback
-from .zoo.trajectory import collect
+from .data.images import ImageData as ImageData
+from .data.images import load_images as load_images
+from .data.inputs import TensorData as TensorData
+from .data.inputs import TensorSplit as TensorSplit
+from .evaluation import Audit as Audit
+from .evaluation import audit as audit
+from .fitting.autoencoder import fit_autoencoder as fit_autoencoder
+from .fitting.denoiser import fit_denoiser as fit_denoiser
+from .fitting.pipeline import fit as fit
+from .fitting.settings import Recipe as Recipe
+from .fitting.settings import load_recipe as load_recipe
+from .hub.client import CorruptFileError as CorruptFileError
+from .hub.client import HubAccessError as HubAccessError
+from .hub.client import HubConflictError as HubConflictError
+from .hub.client import HubError as HubError
+from .hub.client import HubNotFoundError as HubNotFoundError
+from .hub.client import HubQuotaError as HubQuotaError
+from .hub.client import HubUnreachableError as HubUnreachableError
+from .hub.safety import BrokenFileError as BrokenFileError
+from .hub.safety import UnsafeFileError as UnsafeFileError
+from .hub.sharing import share as share
+from .models.conv_autoencoder import ParameterAutoencoder as ParameterAutoencoder
+from .models.conv_denoiser import ParameterDenoiser as ParameterDenoiser
+from .models.linear_autoencoder import LinearParameterAutoencoder as LinearParameterAutoencoder
+from .models.mlp_denoiser import MLPParameterDenoiser as MLPParameterDenoiser
+from .pipelines.pipeline_output import DrawnNetworks as DrawnNetworks
+from .pipelines.pipeline_output import PDiffPipelineOutput as PDiffPipelineOutput
+from .pipelines.pipeline_pdiff import PDiffPipeline as PDiffPipeline
+from .targets.adapters import AdaptedModel as AdaptedModel
+from .targets.building import build_network as build_network
+from .targets.inference import network_logits as network_logits
+from .targets.inference import network_predictions as network_predictions
+from .targets.loading import AnyTargetModel as AnyTargetModel
+from .targets.loading import UnknownTargetError as UnknownTargetError
+from .targets.networks import ConvNetConfig as ConvNetConfig
+from .targets.networks import ConvNetForImageClassification as ConvNetForImageClassification
+from .targets.networks import MLPConfig as MLPConfig
+from .targets.networks import MLPForImageClassification as MLPForImageClassification
+from .targets.processing_parameters import LayoutError as LayoutError
+from .targets.processing_parameters import NonFiniteParametersError as NonFiniteParametersError
+from .targets.processing_parameters import ParameterProcessor as ParameterProcessor
+from .targets.subsets import make_processor as make_processor
+from .zoo.checkpoints import Checkpoints as Checkpoints
+from .zoo.checkpoints import CheckpointSplit as CheckpointSplit
+from .zoo.checkpoints import load_checkpoints as load_checkpoints
+from .zoo.merging import append_checkpoints as append_checkpoints
+from .zoo.merging import merge_checkpoints as merge_checkpoints
+from .zoo.parquet import CheckpointsError as CheckpointsError
+from .zoo.recorder import CheckpointRecorder as CheckpointRecorder
+from .zoo.runs import collect_runs as collect_runs
+from .zoo.settings import CollectionSettings as CollectionSettings
+from .zoo.settings import MultiRunSettings as MultiRunSettings
+from .zoo.settings import TrajectorySettings as TrajectorySettings
+from .zoo.trainer_callback import CheckpointCallback as CheckpointCallback
+from .zoo.trajectory import collect as collect
 
 __version__ = "0.1.0"
 
 # model_index.json names every component as one of `pdiff_hf`; a new row of the table needs no further line here.
 for _role in _registration.COMPONENTS:
     globals().update({_cls.__name__: _cls for _cls in _registration.component_classes(_role).values()})
-
-__all__ = [
-    "AdaptedModel",
-    "AnyTargetModel",
-    "Audit",
-    "BrokenFileError",
-    "CheckpointCallback",
-    "CheckpointRecorder",
-    "CheckpointSplit",
-    "Checkpoints",
-    "CheckpointsError",
-    "CollectionSettings",
-    "ConvNetConfig",
-    "ConvNetForImageClassification",
-    "CorruptFileError",
-    "DrawnNetworks",
-    "HubAccessError",
-    "HubConflictError",
-    "HubError",
-    "HubNotFoundError",
-    "HubQuotaError",
-    "HubUnreachableError",
-    "ImageData",
-    "LayoutError",
-    "LinearParameterAutoencoder",
-    "MLPConfig",
-    "MLPForImageClassification",
-    "MLPParameterDenoiser",
-    "MultiRunSettings",
-    "NonFiniteParametersError",
-    "PDiffPipeline",
-    "PDiffPipelineOutput",
-    "ParameterAutoencoder",
-    "ParameterDenoiser",
-    "ParameterProcessor",
-    "Recipe",
-    "TensorData",
-    "TensorSplit",
-    "TrajectorySettings",
-    "UnknownTargetError",
-    "UnsafeFileError",
-    "append_checkpoints",
-    "audit",
-    "build_network",
-    "collect",
-    "collect_runs",
-    "fit",
-    "fit_autoencoder",
-    "fit_denoiser",
-    "load_checkpoints",
-    "load_images",
-    "load_recipe",
-    "make_processor",
-    "merge_checkpoints",
-    "network_logits",
-    "network_predictions",
-    "share",
-]
-
-for _role in _registration.COMPONENTS:  # a new row of the table needs no line here
-    for _class in _registration.component_classes(_role).values():
-        if _class.__name__ not in __all__:
-            globals()[_class.__name__] = _class
-            __all__.append(_class.__name__)

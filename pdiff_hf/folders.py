@@ -17,11 +17,7 @@ class UnwritableFolderError(OSError):
 
 
 def require_writable_folder(folder: str | os.PathLike) -> None:
-    """Checks before the work is done that `replace_folder` can write the result.
-
-    Raises:
-        UnwritableFolderError: If the parent folder cannot be made or written to, or `folder` is a file.
-    """
+    """Raises `UnwritableFolderError` if the parent folder cannot be made or written to, or `folder` is a file."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UnwritableFolderError(f"Cannot write the folder {str(folder)!r}: there is a file of that name.")
@@ -33,13 +29,10 @@ def replace_folder(folder: str | os.PathLike, stale: str | None = None) -> Itera
     """Yields an empty temporary folder that takes the place of `folder` when the block ends without an error.
 
     Files and folders of the old one that the new one does not have are carried over, except those that match `stale`.
-
-    Raises:
-        UnwritableFolderError: If the parent folder cannot be made or written to, or `folder` is a file.
+    Raises what `require_writable_folder` raises.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UnwritableFolderError(f"Cannot write the folder {str(folder)!r}: there is a file of that name.")
+    require_writable_folder(folder)
     temporary = _temporary_beside(folder)
     try:
         yield temporary
@@ -60,11 +53,7 @@ def replace_folder(folder: str | os.PathLike, stale: str | None = None) -> Itera
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file under a temporary name, then renames it.
-
-    Raises:
-        UnwritableFolderError: If the folder cannot be made or written to.
-    """
+    """Writes a text file under a temporary name, then renames it."""
     path = Path(path)
     temporary = _temporary_beside(path)
     try:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers.hf_argparser import HfArg
+
 from .hub.sharing import prepare_repository, share
 
 
 def setting(default: Any, help: str) -> Any:
     """A dataclass field that is also a command-line flag."""
-    return field(default=default, metadata={"help": help})
+    return HfArg(default=default, help=help)
 
 
 @dataclass
@@ -36,51 +38,30 @@ class HubSettings:
 
     push_to_hub: bool = setting(False, "Push the result to the Hub.")
     hub_model_id: str | None = setting(None, "The repository, `org/name`; by default the name of the output folder.")
-    hub_token: str | None = field(
-        default=None,
-        repr=False,
-        metadata={"help": "A token with write access; by default the stored one.", "aliases": ["--token"]},
+    hub_token: str | None = HfArg(
+        default=None, repr=False, help="A token with write access; by default the stored one.", aliases=["--token"]
     )
-    hub_private_repo: bool = field(
-        default=False, metadata={"help": "Make the repository private.", "aliases": ["--private"]}
-    )
+    hub_private_repo: bool = HfArg(default=False, help="Make the repository private.", aliases=["--private"])
 
     def prepare_push(self, folder: str, repo_type: str) -> None:
-        """Makes the repository before the work is done, so that a wrong token is found before it costs a training.
-
-        Raises:
-            HubError: If the repository cannot be made or written to.
-        """
+        """Makes the repository before the work is done, so that a wrong token is found before it costs a training."""
         if self.push_to_hub:
-            private = True if self.hub_private_repo else None
-            self.hub_model_id = prepare_repository(
-                self.hub_model_id or Path(folder).name, repo_type, private, self.hub_token
-            )
+            repo_id, private = self.hub_model_id or Path(folder).name, self.hub_private_repo or None
+            self.hub_model_id = prepare_repository(repo_id, repo_type, private, self.hub_token)
 
     def push(self, folder: str) -> None:
-        """Pushes a folder, if asked to, and prints where it is.
-
-        Raises:
-            HubError: If it cannot be pushed; running the script again, or `pdiff-hf push`, completes it.
-        """
+        """Pushes a folder, if asked to, and prints where it is; running the script again completes a failed push."""
         if self.push_to_hub:
-            private = True if self.hub_private_repo else None
-            address = share(folder, self.hub_model_id or Path(folder).name, private=private, token=self.hub_token)
-            print(f"Pushed: {address}")
+            repo_id, private = self.hub_model_id or Path(folder).name, self.hub_private_repo or None
+            print(f"Pushed: {share(folder, repo_id, private=private, token=self.hub_token)}")
 
 
 @dataclass
 class RunSettings:
     """Where a script writes, and how its training is saved, resumed and logged.
 
-    A saved state holds pickles and is never pushed: it lies in `folder`, beside the result.
-
-    Attributes:
-        folder: Holds the `checkpoint-{step}` folders and logs of a stage; at first `{output_dir}-state`.
-        main_process_only: The main process runs the stage alone; otherwise all processes run it together.
-
-    Raises:
-        FileNotFoundError: If `resume_from_checkpoint` is neither `latest` nor a saved state.
+    A saved state holds pickles and is never pushed: it lies in `folder`, beside the result. Raises `FileNotFoundError`
+    if `resume_from_checkpoint` is neither `latest` nor a saved state.
     """
 
     output_dir: str = field(metadata={"help": "Folder of the result; it is written atomically."})
@@ -92,11 +73,12 @@ class RunSettings:
     report_to: str = setting("none", "Trackers that Accelerate knows: `tensorboard`, `wandb`, …, `all` or `none`.")
     logging_steps: int = setting(10, "Log every N steps.")
     mixed_precision: Literal["no", "fp16", "bf16"] = setting("no", "Precision of training.")
+    # Holds the `checkpoint-{step}` folders and logs of a stage; at first `{output_dir}-state`.
     folder: Path = field(init=False, repr=False)
+    # The main process runs the stage alone; otherwise all processes run it together.
     main_process_only: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        """Finds the folder of states, and the state that is to be resumed."""
         self.folder = Path(f"{self.output_dir.rstrip('/')}-state")
         resume = Path(self.resume_from_checkpoint or "latest")
         if str(resume) != "latest" and not (resume.is_dir() and resume.name.startswith("checkpoint-")):

@@ -10,17 +10,8 @@ from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from .. import loops
 from .._registration import component_class
-from ..loops import (
-    Stopwatch,
-    finish_trackers,
-    log_loss,
-    make_accelerator,
-    make_optimizer,
-    seeded,
-    step_generator,
-    training_steps,
-)
 from ..settings import RunSettings
 from .settings import DenoiserSettings
 from .steps import check_finite, optimizer_step, share_of_process
@@ -32,7 +23,7 @@ def fit_denoiser(
     latents: torch.Tensor,
     settings: DenoiserSettings,
     run: RunSettings | None = None,
-    stopwatch: Stopwatch | None = None,
+    stopwatch: loops.Stopwatch | None = None,
 ) -> tuple[ModelMixin, SchedulerMixin]:
     """Trains the denoiser on standardized latents and returns it with the sampler to be shipped.
 
@@ -49,9 +40,9 @@ def fit_denoiser(
         ValueError: If the batch cannot be divided among the processes.
         NonFiniteParametersError: If the training diverged.
     """
-    accelerator = make_accelerator(run, settings)
+    accelerator = loops.make_accelerator(run, settings)
     denoiser_class: Any = component_class("denoiser", settings.type)
-    with seeded(settings.seed):
+    with loops.seeded(settings.seed):
         denoiser = denoiser_class(latent_dim=latents.shape[1], **settings.config)
     noise_scheduler = DDPMScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
@@ -62,17 +53,17 @@ def fit_denoiser(
         clip_sample=False,
         timestep_spacing="trailing",
     )
-    optimizer, lr_scheduler = make_optimizer(denoiser.parameters(), settings)
+    optimizer, lr_scheduler = loops.make_optimizer(denoiser.parameters(), settings)
     model, optimizer = accelerator.prepare(denoiser.train(), optimizer)
     ema = EMAModel(model.parameters(), decay=settings.ema_decay, use_ema_warmup=False)
-    accelerator.register_for_checkpointing(lr_scheduler, ema, stopwatch or Stopwatch())
+    accelerator.register_for_checkpointing(lr_scheduler, ema, stopwatch or loops.Stopwatch())
     ema.to(accelerator.device)
     shape = (settings.train_batch_size, latents.shape[1])
-    for step in training_steps(accelerator, settings.max_train_steps, run, "training the denoiser"):
+    for step in loops.training_steps(accelerator, settings.max_train_steps, run, "training the denoiser"):
         # 1. Draw latents with replacement, mix in smoothing noise at unit variance, and take this process's share.
-        generator = step_generator(settings.seed, step, "batches")
+        generator = loops.step_generator(settings.seed, step, "batches")
         clean = latents[torch.randint(len(latents), shape[:1], generator=generator)]
-        generator = step_generator(settings.seed, step, "noise")
+        generator = loops.step_generator(settings.seed, step, "noise")
         clean = clean + settings.latent_smoothing * torch.randn(shape, generator=generator)
         clean = share_of_process(clean / (1 + settings.latent_smoothing**2) ** 0.5, accelerator)  # (share, latent_dim)
         # 2. Noise each latent to a time of its own.
@@ -89,10 +80,10 @@ def fit_denoiser(
         # 4. Step down the gradient and average the weights.
         optimizer_step(accelerator, model, optimizer, lr_scheduler, loss, settings)
         ema.step(model.parameters())
-        log_loss(accelerator, run, step, loss)
+        loops.log_loss(accelerator, run, step, loss)
     if settings.ema_decay:
         ema.copy_to(model.parameters())
-    finish_trackers(accelerator)
+    loops.finish_trackers(accelerator)
     denoiser = accelerator.unwrap_model(model).cpu().eval()
     check_finite(denoiser)
     return denoiser, getattr(diffusers, settings.scheduler).from_config(noise_scheduler.config)

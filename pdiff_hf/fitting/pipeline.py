@@ -29,16 +29,12 @@ def fit(checkpoints: Checkpoints, recipe: str | Recipe = "fast") -> PDiffPipelin
             is read.
         recipe: `fast`, `paper`, the path of a YAML file, or a `Recipe`.
 
-    Returns:
-        A pipeline, ready to draw and to be saved.
-
     Raises:
         RecipeError: If the recipe is missing, or holds a key or value that no setting takes.
         ValueError: If the zoo cannot be fitted.
         NonFiniteParametersError: If a training diverged.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    watch = Stopwatch()
+    recipe, watch = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Stopwatch()
     autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder)
     first_stage = {"settings": asdict(recipe.autoencoder), "seconds": watch.seconds}
     return fit_pipeline(checkpoints, autoencoder, first_stage, recipe.denoiser)
@@ -53,14 +49,8 @@ def fit_pipeline(
 ) -> PDiffPipeline:
     """Trains the denoiser on the zoo's latents and puts the pipeline together.
 
-    The pipeline's target holds the zoo's average in the generated positions.
-
-    Args:
-        checkpoints: The zoo.
-        autoencoder: Fitted to its train split.
-        first_stage: Settings and seconds of the autoencoder, as in its `training.json`.
-        settings: Settings of the second stage.
-        run: Where the state of training is saved, if anywhere.
+    The pipeline's target holds the zoo's average in the generated positions. `first_stage` holds the settings and the
+    seconds of the autoencoder, as its `training.json`.
     """
     watch = Stopwatch()
     parameters = checkpoints.zoo.parameters
@@ -85,9 +75,7 @@ def fit_pipeline(
 def describe_fit(checkpoints: Checkpoints, **stages: dict[str, Any]) -> dict[str, Any]:
     """Returns the beginning of a `metrics.json`: how the generator was made, on which zoo, at what cost.
 
-    Args:
-        checkpoints: The zoo.
-        **stages: `settings` and `seconds` of `autoencoder` and `denoiser`, if known.
+    `stages` are the `settings` and `seconds` of `autoencoder` and `denoiser`, if known.
     """
     collected = checkpoints.collection.get("settings", {})
     seconds = {f"{role}_seconds": stage["seconds"] for role, stage in stages.items()}
@@ -101,10 +89,6 @@ def describe_fit(checkpoints: Checkpoints, **stages: dict[str, Any]) -> dict[str
             "collection": collected,
         },
         "costs": checkpoints.collection.get("costs", {}) | seconds,
-        "environment": {
-            "hardware": describe_hardware(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
+        "environment": {"hardware": describe_hardware()}
+        | {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
     }

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import diffusers
 import yaml
@@ -39,8 +39,7 @@ class Config(dict):
 class ComponentSettings(OptimizationSettings):
     """Which class of the table of components is trained, with which constructor arguments, and how.
 
-    Raises:
-        RecipeError: If the table has no such type, or its class takes no such arguments.
+    Raises `RecipeError` if the table has no such type, or its class takes no such arguments.
     """
 
     role: ClassVar[str]
@@ -52,7 +51,7 @@ class ComponentSettings(OptimizationSettings):
     )
 
     def __post_init__(self) -> None:
-        """Checks the arguments against the signature of the class, or of its `from_zoo`."""
+        # The arguments are those of the class, or of its `from_zoo` and what that hands on to the class.
         try:
             cls: Any = component_class(self.role, self.type)
         except ValueError as error:
@@ -89,11 +88,7 @@ class AutoencoderSettings(ComponentSettings):
 
 @dataclass
 class DenoiserSettings(ComponentSettings):
-    """The second stage, and the sampler that is shipped.
-
-    Raises:
-        RecipeError: If diffusers has no such scheduler.
-    """
+    """The second stage, and the sampler that is shipped; raises `RecipeError` if diffusers has no such scheduler."""
 
     role: ClassVar[str] = "denoiser"
     from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim"})
@@ -110,12 +105,10 @@ class DenoiserSettings(ComponentSettings):
     num_inference_steps: int = setting(20, "Steps of the shipped sampler.")
 
     def __post_init__(self) -> None:
-        """Checks the scheduler too."""
         super().__post_init__()
         if not hasattr(diffusers, self.scheduler):
-            raise RecipeError(
-                f"diffusers has no scheduler {self.scheduler!r}; name one like DPMSolverMultistepScheduler."
-            )
+            sentence = f"diffusers has no scheduler {self.scheduler!r}; name one like DPMSolverMultistepScheduler."
+            raise RecipeError(sentence)
 
 
 @dataclass
@@ -136,14 +129,11 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
     Raises:
         RecipeError: If there is no such recipe, or it holds a key or value that no setting takes.
     """
-    if recipe in RECIPES:
-        text = (shipped_folder("recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    elif Path(recipe).is_file():
-        text = Path(recipe).read_text(encoding="utf-8")
-    else:
+    path = shipped_folder("recipes") / f"{recipe}.yaml" if recipe in RECIPES else Path(recipe)
+    if not path.is_file():
         raise RecipeError(f"There is no recipe {str(recipe)!r}; pass one of {RECIPES} or the path of a YAML file.")
     try:
-        sections = yaml.safe_load(text)
+        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{str(recipe)!r} is not a YAML file: {error}") from error
     expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}
@@ -167,14 +157,10 @@ def _settings(cls: type[Settings], values: dict[str, Any] | None, where: str) ->
         text = json.dumps(value, default=str) if isinstance(value, dict | list) else value
         arguments += [] if value is None else [f"--{name}={text}"]
     try:
-        return _RecipeParser(cls).parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
+        parser = HfArgumentParser(cls, exit_on_error=False)
+        return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
     except (argparse.ArgumentError, RecipeError) as error:
         raise RecipeError(f"{where}: {error}") from error
-
-
-class _RecipeParser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)
 
 
 def parse_with_recipe(

@@ -11,17 +11,13 @@ from ..targets.processing_parameters import NonFiniteParametersError
 
 
 def share_of_process(batch: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Returns this process's equal share of a whole batch, on its device.
-
-    Raises:
-        ValueError: If the batch cannot be divided equally.
-    """
-    if len(batch) % accelerator.num_processes:
+    """Returns this process's equal share of a whole batch, on its device; ValueError if there is none."""
+    count = accelerator.num_processes
+    if len(batch) % count:
         raise ValueError(
-            f"train_batch_size={len(batch)} cannot be divided among {accelerator.num_processes} processes; "
-            "choose a multiple."
+            f"train_batch_size={len(batch)} cannot be divided among {count} processes; choose a multiple."
         )
-    return batch.chunk(accelerator.num_processes)[accelerator.process_index].to(accelerator.device)
+    return batch.chunk(count)[accelerator.process_index].to(accelerator.device)
 
 
 def optimizer_step(

@@ -31,16 +31,8 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
     - The reconstruction target is the clean vector, not the noisy one.
     """
 
-    _keep_in_fp32_modules = [
-        "encoder",
-        "decoder",
-        "to_latent",
-        "from_latent",
-        "mean",
-        "std",
-        "latent_mean",
-        "latent_std",
-    ]
+    _keep_in_fp32_modules = ["encoder", "decoder", "to_latent", "from_latent"]
+    _keep_in_fp32_modules += ["mean", "std", "latent_mean", "latent_std"]
     needs_training = True  # `from_zoo` fits the normalization alone
 
     @register_to_config
@@ -80,38 +72,29 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("latent_std", torch.ones(latent_dim))
 
     @classmethod
+    @torch.no_grad()
     def from_zoo(cls, parameters: torch.Tensor, sizes: Sequence[int], **config: Any) -> ParameterAutoencoder:
-        """Returns an untrained autoencoder with the normalization of a zoo.
+        """Returns an untrained autoencoder with the normalization of a zoo `(n, D)`.
+
+        As published, a tensor's deviation is the one across its elements, averaged over the checkpoints.
 
         Args:
             parameters: The zoo's parameter vectors, `(n, D)`.
             sizes: Lengths of the tensors of a vector.
             **config: Arguments of the constructor but for `parameter_dim`.
         """
-        autoencoder = cls(parameter_dim=parameters.shape[1], **config)
-        autoencoder.fit_normalization(parameters, sizes)
-        return autoencoder
-
-    @torch.no_grad()
-    def fit_normalization(self, parameters: torch.Tensor, sizes: Sequence[int]) -> None:
-        """Sets one mean and one standard deviation per tensor from a zoo `(n, D)`; `sizes` are the tensors' lengths.
-
-        As published, the deviation is the one across a tensor's elements, averaged over the checkpoints.
-        """
-        for tensor, mean, std in zip(
-            parameters.split(list(sizes), dim=1),
-            self.mean.split(list(sizes)),
-            self.std.split(list(sizes)),
-            strict=True,
-        ):
+        autoencoder, lengths = cls(parameter_dim=parameters.shape[1], **config), list(sizes)
+        means, stds = autoencoder.mean.split(lengths), autoencoder.std.split(lengths)
+        for tensor, mean, std in zip(parameters.split(lengths, dim=1), means, stds, strict=True):
             mean.fill_(tensor.mean())
             spread = tensor.std(dim=1, correction=0).mean()
             std.fill_(spread if spread > 0 else 1.0)
+        return autoencoder
 
     @torch.no_grad()
     def fit_latent_statistics(self, parameters: torch.Tensor) -> None:
         """Standardizes the latents: afterward a zoo `(n, D)` has latents of mean 0 and variance 1 per dimension."""
-        raw = self.encode_raw(self.standardize(parameters))
+        raw = self._encode(self._standardize(parameters))
         std = raw.std(0)
         self.latent_mean.copy_(raw.mean(0))
         self.latent_std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
@@ -125,22 +108,19 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
         """Does nothing, as `to` does with a dtype."""
         return self
 
-    def bfloat16(self) -> ParameterAutoencoder:
-        """Does nothing, as `to` does with a dtype."""
-        return self
+    bfloat16 = half
 
-    def standardize(self, parameters: torch.Tensor) -> torch.Tensor:
-        """Standardizes vectors `(n, D)` per tensor."""
+    def _standardize(self, parameters: torch.Tensor) -> torch.Tensor:
         return (parameters.float() - self.mean) / self.std
 
-    def encode_raw(self, standardized: torch.Tensor) -> torch.Tensor:
+    def _encode(self, standardized: torch.Tensor) -> torch.Tensor:
         """Encodes standardized vectors `(n, D)` as latents `(n, latent_dim)` that are not standardized."""
         missing = self.padded_dim - standardized.shape[1]
         hidden = nn.functional.pad(standardized, (0, missing))[:, None]  # (n, 1, padded_dim)
         hidden = self.encoder(hidden)  # (n, channels[-1], short_dim)
         return self.to_latent(hidden.flatten(1))  # (n, latent_dim)
 
-    def decode_raw(self, raw_latents: torch.Tensor) -> torch.Tensor:
+    def _decode(self, raw_latents: torch.Tensor) -> torch.Tensor:
         """Decodes latents `(n, latent_dim)` that are not standardized as standardized vectors `(n, D)`."""
         hidden = self.from_latent(raw_latents).unflatten(1, (-1, self.short_dim))  # (n, channels[-1], short_dim)
         return self.decoder(hidden)[:, 0, : self.config.parameter_dim]  # (n, D)
@@ -148,14 +128,14 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Encodes vectors `(n, D)` as standardized latents `(n, latent_dim)`."""
-        latents = (self.encode_raw(self.standardize(sample)) - self.latent_mean) / self.latent_std
+        latents = (self._encode(self._standardize(sample)) - self.latent_mean) / self.latent_std
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def decode(self, latents: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Decodes standardized latents `(n, latent_dim)` as float32 vectors `(n, D)`."""
         raw = latents.float() * self.latent_std + self.latent_mean
-        sample = self.decode_raw(raw) * self.std + self.mean
+        sample = self._decode(raw) * self.std + self.mean
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -163,14 +143,12 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
 
         With a CPU `generator`, both noises are added.
         """
-        clean = noisy = self.standardize(sample)
-        if generator is not None:
-            noisy = clean + self.config.input_noise * _noise_like(clean, generator)
-        latents = self.encode_raw(noisy)
-        if generator is not None:
-            latents = latents + self.config.latent_noise * _noise_like(latents, generator)
-        return nn.functional.mse_loss(self.decode_raw(latents), clean)
 
+        def noised(tensor: torch.Tensor, std: float) -> torch.Tensor:
+            if generator is None:
+                return tensor
+            return tensor + std * torch.randn(tensor.shape, generator=generator).to(tensor.device)
 
-def _noise_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        clean = self._standardize(sample)
+        latents = self._encode(noised(clean, self.config.input_noise))
+        return nn.functional.mse_loss(self._decode(noised(latents, self.config.latent_noise)), clean)

@@ -58,22 +58,21 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
         _, singular, directions = torch.linalg.svd(parameters.double() - mean, full_matrices=False)
         variance = singular**2
         rank = int((singular > 1e-6 * singular[0].clamp(min=1e-12)).sum())
+        count = len(parameters)
         if rank == 0:
-            raise ValueError(
-                f"All {len(parameters)} parameter vectors are equal; a generator needs checkpoints that differ."
-            )
+            raise ValueError(f"All {count} parameter vectors are equal; a generator needs checkpoints that differ.")
         if latent_dim is None:
             share = variance.cumsum(0) / variance.sum()
             latent_dim = min(rank, int((share < explained_variance).sum()) + 1)
         if latent_dim > rank:
             raise ValueError(
-                f"latent_dim={latent_dim} is more than the {rank} directions in which {len(parameters)} checkpoints "
-                "differ; ask for fewer codes or collect more checkpoints."
+                f"latent_dim={latent_dim} is more than the {rank} directions in which {count} checkpoints differ; "
+                "ask for fewer codes or collect more checkpoints."
             )
         autoencoder = cls(parameter_dim=parameters.shape[1], latent_dim=latent_dim)
         autoencoder.mean.copy_(mean)
         autoencoder.components.copy_(directions[:latent_dim])
-        autoencoder.latent_std.copy_(singular[:latent_dim] / (len(parameters) - 1) ** 0.5)
+        autoencoder.latent_std.copy_(singular[:latent_dim] / (count - 1) ** 0.5)
         return autoencoder.eval()
 
     def to(self, *args: Any, **kwargs: Any) -> LinearParameterAutoencoder:
@@ -85,9 +84,7 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
         """Does nothing, as `to` does with a dtype."""
         return self
 
-    def bfloat16(self) -> LinearParameterAutoencoder:
-        """Does nothing, as `to` does with a dtype."""
-        return self
+    bfloat16 = half
 
     @apply_forward_hook
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:

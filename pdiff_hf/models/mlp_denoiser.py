@@ -57,12 +57,9 @@ class MLPParameterDenoiser(ModelMixin, ConfigMixin):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet1DOutput | tuple[torch.Tensor]:
-        """Predicts the noise or the velocity, as the scheduler's `prediction_type` states.
+        """Predicts the noise or the velocity, as the scheduler's `prediction_type` states, of noisy latents.
 
-        Args:
-            sample: Noisy standardized latents `(n, latent_dim)`.
-            timestep: One timestep for all latents, or `(n,)`.
-            return_dict: `False` for a plain tuple.
+        `sample` is `(n, latent_dim)`, `timestep` one for all latents or `(n,)`.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         embedding = get_timestep_embedding(timesteps, self.config.time_embedding_dim).to(sample.dtype)

@@ -17,21 +17,14 @@ from .processing_parameters import LayoutError
 
 
 class AdaptedConfig(PreTrainedConfig):
-    """Configuration of `AdaptedModel`.
-
-    Args:
-        base_class: Class name of the base network.
-        base_config: Configuration of the base network.
-        adapter_config: Configuration of the adapter, as in an `adapter_config.json`.
-        adapter_name: PEFT's name of the adapter.
-    """
+    """Configuration of `AdaptedModel`."""
 
     model_type = "pdiff_adapted"
 
-    base_class: str = ""
+    base_class: str = ""  # class name of the base network
     base_config: dict[str, Any] | None = None
-    adapter_config: dict[str, Any] | None = None
-    adapter_name: str = "default"
+    adapter_config: dict[str, Any] | None = None  # as in an adapter_config.json
+    adapter_name: str = "default"  # as PEFT calls it
 
 
 class AdaptedModel(PreTrainedModel):
@@ -39,14 +32,7 @@ class AdaptedModel(PreTrainedModel):
 
     PEFT saves an adapter without its base, and transformers cannot load a base with an adapter inside. This class
     saves and loads both together, so that it can be a pipeline's target: the adapter is generated, the base is the
-    trunk. `save_adapter` writes the adapter alone.
-
-    Args:
-        config: The base and the adapter.
-        peft_model: An existing `peft.PeftModel` to wrap; by default a new one is built from `config`.
-
-    Raises:
-        ImportError: If peft is not installed.
+    trunk. It is made by `wrap` and requires peft.
     """
 
     config_class = AdaptedConfig
@@ -64,8 +50,7 @@ class AdaptedModel(PreTrainedModel):
     def wrap(cls, peft_model: Any) -> AdaptedModel:
         """Wraps the result of `peft.get_peft_model` or `PeftModel.from_pretrained`; tensors are shared, not copied.
 
-        Raises:
-            LayoutError: If the network has more than one adapter.
+        Raises `LayoutError` if the network has more than one adapter.
         """
         if len(peft_model.peft_config) > 1:
             raise LayoutError(
@@ -74,16 +59,13 @@ class AdaptedModel(PreTrainedModel):
             )
         name = peft_model.active_adapter
         base = peft_model.get_base_model()
-        adapter = {
-            key: sorted(value) if isinstance(value, set) else value
-            for key, value in peft_model.peft_config[name].to_dict().items()
-        }
+        adapter = peft_model.peft_config[name].to_dict()
         if Path(str(adapter["base_model_name_or_path"] or "")).exists():
             adapter["base_model_name_or_path"] = None  # a local path is meaningless on other machines
         config = AdaptedConfig(
             base_class=type(base).__name__,
             base_config={key: value for key, value in base.config.to_dict().items() if key != "_name_or_path"},
-            adapter_config=json.loads(json.dumps(adapter)),
+            adapter_config=json.loads(json.dumps(adapter, default=sorted)),  # sets become lists
             adapter_name=name,
             id2label=base.config.id2label,
             label2id=base.config.label2id,
@@ -113,8 +95,7 @@ class AdaptedModel(PreTrainedModel):
 def as_target(model: nn.Module) -> PreTrainedModel:
     """Returns a network that a pipeline can hold: a PEFT model wrapped, any other network unchanged.
 
-    Raises:
-        LayoutError: If the network cannot be saved with its adapter.
+    Raises `LayoutError` if the network cannot be saved with its adapter.
     """
     if getattr(model, "_hf_peft_config_loaded", False):
         raise LayoutError(

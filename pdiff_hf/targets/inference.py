@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -47,11 +46,11 @@ def network_logits(
 
     Args:
         target_model: The network that has the trunk, in eval mode; it is not changed.
-        processor: The layout of `parameters`.
+        processor: The layout.
         parameters: `(n, D)` float32.
         inputs: Images `(images, channels, height, width)`, or a mapping of tensors that are passed by name, such as a
             tokenizer's output; each with one row per example.
-        progress: Show a progress bar over the images.
+        progress: Show a progress bar.
 
     Raises:
         LayoutError, NonFiniteParametersError: If `parameters` do not fit the layout.
@@ -75,11 +74,10 @@ def network_predictions(
 
     Takes the arguments of `network_logits` and the images' labels `(images,)`, and never holds all logits.
     """
-    task = task_of(target_model.config)
+    task, start = task_of(target_model.config), 0
     predicted, loss = [], torch.zeros(len(parameters))
-    start = 0
-    for logits in iter_logits(target_model, processor, parameters, inputs, progress):
-        logits = logits.float()
+    for batch in iter_logits(target_model, processor, parameters, inputs, progress):
+        logits = batch.float()
         target = labels[start : start + logits.shape[1]].to(logits.device)
         start += logits.shape[1]
         predicted.append(task.predict(logits).cpu())
@@ -114,13 +112,9 @@ def _plan_evaluation(
 ) -> tuple[Evaluate, int]:
     """Returns the fastest function from tensors and a batch to logits `(n, batch, classes)`, and its batch size.
 
-    Args:
-        target_model: The network that has the trunk.
-        processor: The layout.
-        tensors: The generated tensors of all networks, each `(n, *shape)`.
-        one: A single example, for a trial run.
+    `tensors` are those of all networks, each `(n, *shape)`; `one` is a single example, for a trial run.
     """
-    n = len(next(iter(tensors.values())))
+    n = len(tensors[processor.names[0]])
 
     def logits_of(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
         with PlainArithmetic():
@@ -144,9 +138,7 @@ def _plan_evaluation(
     # 3. As many (network, example) pairs at once as the budget allows. Chunks of networks each compute the trunk
     #    again, so all networks stay together on one example as long as ONE_IMAGE_BUDGET allows.
     pair_bytes = 4 * _generated_activations(target_model, processor, one)
-    pairs = ACTIVATION_BUDGET // pair_bytes
-    if pairs < n:
-        pairs = min(n, ONE_IMAGE_BUDGET // pair_bytes)
+    pairs = max(ACTIVATION_BUDGET // pair_bytes, min(n, ONE_IMAGE_BUDGET // pair_bytes))
     chunk_size = max(1, min(n, pairs))
     evaluate = torch.vmap(logits_of, in_dims=(0, None), chunk_size=chunk_size)
     return evaluate, max(1, min(MAX_BATCH_SIZE, pairs // chunk_size))
@@ -181,19 +173,16 @@ class PlainArithmetic(TorchFunctionMode):
 
 def _generated_activations(model: nn.Module, processor: ParameterProcessor, one: Inputs) -> int:
     """Returns the size of the largest module output for one example, from the first generated tensor on."""
-    owners = {name.rpartition(".")[0] for name in processor.names}
+    owners = {model.get_submodule(name.rpartition(".")[0]) for name in processor.names}
     largest, reached = 1, False
 
-    def watch(name: str) -> object:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            nonlocal largest, reached
-            reached = reached or name in owners
-            if reached and isinstance(output, torch.Tensor):
-                largest = max(largest, math.prod(output.shape))
+    def watch(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal largest, reached
+        reached = reached or module in owners
+        if reached and isinstance(output, torch.Tensor):
+            largest = max(largest, output.numel())
 
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    handles = [module.register_forward_hook(watch) for module in model.modules()]
     try:
         forward(model, one)
     finally:

@@ -27,18 +27,11 @@ class UnknownTargetError(ValueError):
 
 
 def load_network(
-    folder: str | os.PathLike,
-    network_class: Any = None,
-    variant: str | None = None,
-    dtype: torch.dtype | None = None,
+    folder: str | os.PathLike, network_class: Any = None, variant: str | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
     """Loads a transformers network from the safetensors files of its folder, all of it, in eval mode.
 
-    Args:
-        folder: What `PreTrainedModel.save_pretrained` wrote.
-        network_class: Its class; by default the one that its `config.json` names, see `find_model_class`.
-        variant: Variant of the weights, such as `"ema"`.
-        dtype: Precision; as saved by default.
+    Its class is by default the one that its `config.json` names, its dtype the one that was saved.
 
     Raises:
         BrokenFileError: If files are missing, damaged or do not fit one another.
@@ -47,7 +40,11 @@ def load_network(
     """
     where, files = f"The network in {str(folder)!r}", sorted(Path(folder).glob("*.safetensors"))
     config = read_json(Path(folder) / "config.json")
-    elsewhere = [key for part in _mappings(config) for key, value in part.items() if _leads_elsewhere(key, value)]
+    elsewhere = []
+    for key, value in _settings(config):
+        kernel = key in ("attn_implementation", "_attn_implementation") and "/" in str(value)
+        if kernel or (key in ("auto_map", "quantization_config") and value is not None):
+            elsewhere.append(key)
     if elsewhere or (Path(folder) / "adapter_config.json").exists():
         raise UnsafeFileError(
             f"{where} is not complete in itself: {', '.join(elsewhere) or 'adapter_config.json'} would have code run "
@@ -83,7 +80,7 @@ def require_counts(config: dict[str, Any], files: Sequence[Path], where: str) ->
     if not files:
         raise BrokenFileError(f"{where} has no safetensors weights.")
     limit = max(LEAST_COUNT, sum(file.stat().st_size for file in files))
-    for key, value in ((key, value) for part in _mappings(config) for key, value in part.items()):
+    for key, value in _settings(config):
         for count in value if isinstance(value, list) else [value]:
             if COUNTS.fullmatch(key) and isinstance(count, int | float) and count > limit:
                 raise BrokenFileError(
@@ -97,31 +94,22 @@ def require_memory(model: nn.Module, files: Sequence[Path], where: str) -> None:
     numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     size = sum(file.stat().st_size for file in files)
     if numbers > size + UNSAVED_NUMBERS:
-        raise BrokenFileError(
-            f"{where}: its configuration asks for {numbers} numbers, which its weights of {size} bytes cannot hold."
-        )
+        asked = f"its configuration asks for {numbers} numbers, which its weights of {size} bytes cannot hold"
+        raise BrokenFileError(f"{where}: {asked}.")
 
 
-def _leads_elsewhere(key: str, value: Any) -> bool:
-    kernel = key in ("attn_implementation", "_attn_implementation") and "/" in str(value)
-    return kernel or (key in ("auto_map", "quantization_config") and value is not None)
-
-
-def _mappings(value: Any) -> Iterator[dict[str, Any]]:
-    """Yields a configuration and those inside of it."""
-    if isinstance(value, dict):
-        yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _mappings(inner)
+def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the keys and values of a configuration and of those inside of it."""
+    if isinstance(config, dict):
+        yield from config.items()
+    for inner in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from _settings(inner)
 
 
 def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:
     """Returns the class of that name and model type: transformers' own, or one that is defined in this process.
 
-    Nothing is imported at a repository's word.
-
-    Raises:
-        UnknownTargetError: If there is none.
+    Nothing is imported at a repository's word. Raises `UnknownTargetError` if there is none.
     """
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):

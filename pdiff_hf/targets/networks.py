@@ -14,38 +14,26 @@ from .task import task_of
 
 
 class MLPConfig(PreTrainedConfig):
-    """Configuration of `MLPForImageClassification`.
-
-    Args:
-        image_size: Height and width of the input in pixels.
-        num_channels: Channels of the input.
-        hidden_sizes: Units of each hidden layer.
-    """
+    """Configuration of `MLPForImageClassification`."""
 
     model_type = "pdiff_mlp"
 
-    image_size: int = 8
-    num_channels: int = 1
-    hidden_sizes: list[int] | tuple[int, ...] = (32,)
+    image_size: int = 8  # height and width of the input in pixels
+    num_channels: int = 1  # channels of the input
+    hidden_sizes: list[int] | tuple[int, ...] = (32,)  # units of each hidden layer
 
 
 class ConvNetConfig(PreTrainedConfig):
     """Configuration of `ConvNetForImageClassification`.
 
-    Args:
-        num_channels: Channels of the input; the image size must be at least `2 ** len(hidden_sizes)`.
-        hidden_sizes: Channels of each block.
-        normalization: `"batch"`, or `"layer"` over all channels and positions of an image. The latter has no running
-            statistics, so that whole networks can be trained and drawn independently of each other.
-
-    Raises:
-        ValueError: If the normalization is neither.
+    The normalization is `"batch"`, or `"layer"` over all channels and positions of an image. The latter has no running
+    statistics, so that whole networks can be trained and drawn independently of each other.
     """
 
     model_type = "pdiff_convnet"
 
-    num_channels: int = 3
-    hidden_sizes: list[int] | tuple[int, ...] = (16, 32)
+    num_channels: int = 3  # channels of the input
+    hidden_sizes: list[int] | tuple[int, ...] = (16, 32)  # channels of each block, which halves height and width
     normalization: str = "batch"
 
 
@@ -67,12 +55,9 @@ class SmallClassifier(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_dict: bool | None = None
     ) -> ImageClassifierOutputWithNoAttention | tuple:
-        """Classifies images.
+        """Returns the logits `(batch, classes)` of images `(batch, channels, height, width)`.
 
-        Args:
-            pixel_values: `(batch, channels, height, width)` float.
-            labels: `(batch,)`, classes int64 or values float; the loss of the task is returned as `loss`.
-            return_dict: `False` for a plain tuple.
+        With labels `(batch,)`, classes int64 or values float, it returns the loss of the task too.
         """
         logits = self.compute_logits(pixel_values)
         loss = None if labels is None else task_of(self.config).loss(logits, labels)
@@ -95,7 +80,6 @@ class MLPForImageClassification(SmallClassifier):
         self.post_init()
 
     def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(batch, channels, height, width)` to `(batch, classes)`."""
         hidden = pixel_values.flatten(1)  # (batch, channels * height * width)
         for layer in self.layers:
             hidden = layer(hidden).relu()
@@ -121,7 +105,6 @@ class ConvNetForImageClassification(SmallClassifier):
         self.post_init()
 
     def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(batch, channels, height, width)` to `(batch, classes)`."""
         hidden = pixel_values
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             hidden = nn.functional.max_pool2d(norm(convolution(hidden)).relu(), 2)  # halves height and width

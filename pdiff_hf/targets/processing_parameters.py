@@ -53,8 +53,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 f"A layout needs at least one distinct name, with a shape and a dtype for each, but there are "
                 f"{len(names)} names ({len(set(names))} distinct), {len(shapes)} shapes and {len(dtypes)} dtypes."
             )
-        sizes = [size for shape in shapes for size in shape]
-        if not all(isinstance(size, int) and size >= 0 for size in sizes):
+        if not all(isinstance(size, int) and size >= 0 for shape in shapes for size in shape):
             raise LayoutError(f"The shapes of a layout must be non-negative integers, but are {list(shapes)[:4]}.")
         self.names = list(names)
         self.shapes = [tuple(shape) for shape in shapes]
@@ -63,10 +62,9 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
 
     @classmethod
     def from_model(cls, model: nn.Module, patterns: str | Sequence[str]) -> ParameterProcessor:
-        """Resolves fnmatch patterns on `model.state_dict()` names into a layout.
+        """Resolves fnmatch patterns on `model.state_dict()` names into a layout; for presets see `make_processor`.
 
-        Only floating-point parameters can match: buffers such as the running statistics of a BatchNorm are never
-        part of a vector. Presets are lists of patterns, see `pdiff_hf.targets.subsets.subset_patterns`.
+        Only floating-point parameters can match: buffers, such as running statistics, are never part of a vector.
 
         Raises:
             LayoutError: If a pattern matches none, or there are no patterns.
@@ -98,15 +96,12 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         """
         for name, shape, dtype in zip(self.names, self.shapes, self.config.dtypes, strict=True):
             if name not in state_dict:
-                raise LayoutError(
-                    f"The state dict lacks {name!r} of the layout; it has {_some(state_dict)}. {self._versions()}"
-                )
-            tensor = state_dict[name]
-            if tuple(tensor.shape) != shape or str(tensor.dtype) != f"torch.{dtype}":
-                raise LayoutError(
-                    f"{name!r} is {tuple(tensor.shape)} {tensor.dtype} in the state dict, but {shape} torch.{dtype} "
-                    "in the layout."
-                )
+                has = f"it has {_some(state_dict)}"
+                raise LayoutError(f"The state dict lacks {name!r} of the layout; {has}. {self._versions()}")
+            tensor, expected = state_dict[name], f"{shape} torch.{dtype}"
+            found = f"{tuple(tensor.shape)} {tensor.dtype}"
+            if found != expected:
+                raise LayoutError(f"{name!r} is {found} in the state dict, but {expected} in the layout.")
         vector = torch.cat([state_dict[name].detach().reshape(-1).to(torch.float32) for name in self.names])
         self.check(vector)
         return vector
@@ -122,16 +117,13 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 f"A parameter vector of this layout has {self.parameter_dim} numbers, but the given one has shape "
                 f"{tuple(vector.shape)}."
             )
-        pieces = vector.split(self.sizes, dim=-1)
-        leading = vector.shape[:-1]
-        return {n: piece.reshape(*leading, *s) for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)}
+        pieces = zip(self.names, self.shapes, vector.split(self.sizes, dim=-1), strict=True)
+        return {name: piece.reshape(*vector.shape[:-1], *shape) for name, shape, piece in pieces}
 
     def load_into(self, model: nn.Module, vector: torch.Tensor) -> None:
         """Copies one vector `(D,)` into the model's tensors, in place and in their dtype.
 
-        Raises:
-            LayoutError: If the length is wrong, or the model lacks a tensor of that name and shape.
-            NonFiniteParametersError: If a value is NaN or infinite.
+        Raises what `check` and `check_model` raise.
         """
         self.check(vector)
         if vector.ndim != 1:
@@ -142,22 +134,14 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 model.get_parameter(name).copy_(tensor)
 
     def check_model(self, model: nn.Module) -> None:
-        """Checks that the model has the tensors of the layout.
-
-        Raises:
-            LayoutError: If one is absent or has another shape.
-        """
+        """Raises `LayoutError` if a tensor of the layout is absent in the model or has another shape there."""
         parameters = dict(model.named_parameters())
         for name, shape in zip(self.names, self.shapes, strict=True):
+            there, expected = f"in this {type(model).__name__}", f"but {shape} in the layout."
             if name not in parameters:
-                raise LayoutError(
-                    f"{name!r} is absent in this {type(model).__name__}, but {shape} in the layout. {self._versions()}"
-                )
+                raise LayoutError(f"{name!r} is absent {there}, {expected} {self._versions()}")
             if parameters[name].shape != shape:
-                raise LayoutError(
-                    f"{name!r} is {tuple(parameters[name].shape)} in this {type(model).__name__}, but {shape} in the "
-                    "layout."
-                )
+                raise LayoutError(f"{name!r} is {tuple(parameters[name].shape)} {there}, {expected}")
 
     def _versions(self) -> str:
         stored, installed = self.config.transformers_version, transformers.__version__
@@ -169,19 +153,17 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         )
 
     def check(self, parameters: torch.Tensor) -> None:
-        """Checks that `parameters`, `(D,)` or `(n, D)`, fits the layout and is finite.
+        """Checks vectors `(D,)` or `(n, D)`.
 
         Raises:
             LayoutError: If the last dimension is not D.
             NonFiniteParametersError: If a value is NaN or infinite.
         """
         tensors = self.unflatten(parameters)
-        if torch.isfinite(parameters).all():
-            return
-        name, bad = next((n, ~torch.isfinite(t)) for n, t in tensors.items() if not torch.isfinite(t).all())
-        raise NonFiniteParametersError(
-            f"{int(bad.sum())} of the {bad.numel()} values of {name!r} are NaN or infinite; parameters must be finite."
-        )
+        if not torch.isfinite(parameters).all():
+            name, bad = next((n, ~torch.isfinite(t)) for n, t in tensors.items() if not torch.isfinite(t).all())
+            count = f"{int(bad.sum())} of the {bad.numel()} values of {name!r}"
+            raise NonFiniteParametersError(f"{count} are NaN or infinite; parameters must be finite.")
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: object) -> None:
         """Writes `processor_config.json` to a folder."""
@@ -192,8 +174,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs: object
     ) -> ParameterProcessor:
         """Reads `processor_config.json` from a folder or a Hub repository."""
-        config = cls.load_config(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        return cls.from_config(config)
+        return cls.from_config(cls.load_config(pretrained_model_name_or_path, subfolder=subfolder, **kwargs))
 
 
 def _some(names: Mapping[str, object]) -> str:

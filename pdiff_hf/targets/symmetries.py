@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -23,21 +23,13 @@ ALIGNMENT_ROUNDS = 10
 
 @dataclass(frozen=True)
 class HiddenUnits:
-    """The units of one hidden layer: rows that feed them, columns that read them.
+    """The units of one hidden layer: rows that feed them, columns that read them."""
 
-    Args:
-        incoming: Names of the tensors whose first axis counts the units (weight and bias of the layer before).
-        outgoing: Name of the weight whose second axis counts them; each unit is read by `block` columns.
-        count: Number of units.
-        block: Columns per unit in `outgoing`: more than one where feature maps are flattened.
-        rescalable: Whether a unit may be multiplied by a positive number and its readers divided by it (ReLU).
-    """
-
-    incoming: tuple[str, ...]
-    outgoing: str
-    count: int
-    block: int
-    rescalable: bool
+    incoming: tuple[str, ...]  # tensors whose first axis counts the units: weight and bias of the layer before
+    outgoing: str  # the weight whose second axis counts them; each unit is read by `block` columns
+    count: int  # number of units
+    block: int  # columns per unit in `outgoing`: more than one where feature maps are flattened
+    rescalable: bool = False  # whether a unit may be multiplied by a positive number and its readers divided by it
 
 
 class Symmetries:
@@ -48,19 +40,11 @@ class Symmetries:
     tensors are all generated are tried. No architecture is treated specially. Logits are shifted in classification
     alone: of a regression they are the predictions.
 
-    Args:
-        model: The target network, in eval mode.
-        processor: The layout.
-        parameters: One vector `(D,)` of a trained network.
-        inputs: A few examples: images `(images, channels, height, width)`, or a mapping of tensors.
+    It takes the target network in eval mode, its layout, one vector `(D,)` of a trained network and a few examples.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: ParameterProcessor,
-        parameters: torch.Tensor,
-        inputs: Inputs,
+        self, model: PreTrainedModel, processor: ParameterProcessor, parameters: torch.Tensor, inputs: Inputs
     ) -> None:
         self.processor = processor
         self._logits = lambda vector: _logits(model, processor, vector, inputs)
@@ -76,16 +60,8 @@ class Symmetries:
             # So must random positive factors, if the units may be rescaled as well.
             scale = 0.5 + torch.rand(candidate.count, generator=generator)
             scaled = self._apply(parameters, candidate, torch.arange(candidate.count), scale)
-            rescalable = _same(self._logits(scaled), reference)
-            self.layers.append(
-                HiddenUnits(candidate.incoming, candidate.outgoing, candidate.count, candidate.block, rescalable)
-            )
+            self.layers.append(replace(candidate, rescalable=_same(self._logits(scaled), reference)))
         self.shift = self._find_shift(model, parameters, reference)
-
-    @property
-    def trivial(self) -> bool:
-        """Whether nothing but the identity was found."""
-        return not self.layers and not self.shift
 
     def transform(self, parameters: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Returns other parameters `(n, D)` of the same functions: random permutations, rescalings and shifts."""
@@ -121,8 +97,7 @@ class Symmetries:
                         tensors[incoming] *= _widen(scale, tensors[incoming])
                     columns = scale.repeat_interleave(layer.block, dim=1)[:, None]  # (n, 1, units * block)
                     tensors[layer.outgoing] /= _widen(columns, tensors[layer.outgoing])
-        flat = [tensors[name].reshape(len(parameters), -1) for name in self.processor.names]
-        return torch.cat(flat, dim=1).to(parameters.dtype)
+        return self._join(tensors, len(parameters)).to(parameters.dtype)
 
     def align(self, parameters: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Permutes canonical vectors `(n, D)` toward one canonical reference `(D,)`; exact for one hidden layer.
@@ -137,14 +112,9 @@ class Symmetries:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Aligns canonical vectors `(n, D)` to their own mean, which starts as the first of them.
 
-        Args:
-            canonical: What `canonicalize` returns.
-            rounds: How often all vectors are aligned to the mean of the last round.
-            restart: Align the vectors as given in each round, instead of going on from the last one's permutations.
-                This makes a difference for deeper networks only, where `align` finds a local optimum.
-
-        Returns:
-            The vectors of the last round `(n, D)` and their mean `(D,)`.
+        In each round all vectors are aligned to the mean of the last round. `restart` aligns the vectors as given,
+        instead of going on from the last round's permutations; this makes a difference for deeper networks only, where
+        `align` finds a local optimum. Returns the vectors of the last round `(n, D)` and their mean `(D,)`.
         """
         aligned, mean = canonical, canonical[0]
         for _ in range(rounds):
@@ -157,11 +127,8 @@ class Symmetries:
     ) -> torch.Tensor:
         """Returns distances modulo the symmetries, `(n, k)`, of canonical vectors `(n, D)` and `(k, D)`.
 
-        Args:
-            parameters: Canonical vectors.
-            others: Canonical vectors.
-            nearest: `(n, m)` int64, the only columns to be computed exactly; the others keep the plain distance, an
-                upper bound. By default all.
+        With `nearest`, `(n, m)` int64, these columns alone are computed exactly; the others keep the plain distance,
+        an upper bound.
         """
         plain = torch.cdist(parameters, others, compute_mode="donot_use_mm_for_euclid_dist")
         if not self.layers:
@@ -213,33 +180,27 @@ class Symmetries:
         return torch.cat(self._features(self.processor.unflatten(parameters), layer), dim=2)
 
     def _features(self, tensors: dict[str, torch.Tensor], layer: HiddenUnits) -> tuple[torch.Tensor, torch.Tensor]:
-        into = torch.cat(
-            [
-                tensors[name].flatten(2) if tensors[name].ndim > 2 else tensors[name][..., None]
-                for name in layer.incoming
-            ],
-            dim=2,
-        )
-        out = tensors[layer.outgoing]  # (n, readers, units * block, ...)
-        out = (
-            out.unflatten(2, (layer.count, layer.block)).transpose(1, 2).flatten(2)
-        )  # (n, units, readers * block * ...)
-        return into, out
+        incoming = [tensors[name] for name in layer.incoming]  # (n, units, ...)
+        into = torch.cat([tensor.reshape(*tensor.shape[:2], -1) for tensor in incoming], dim=2)
+        out = tensors[layer.outgoing].unflatten(2, (layer.count, layer.block))  # (n, readers, units, block, ...)
+        return into, out.transpose(1, 2).flatten(2)
 
     def _apply(
         self, vector: torch.Tensor, layer: HiddenUnits, order: torch.Tensor, scale: torch.Tensor
     ) -> torch.Tensor:
-        tensors = dict(self.processor.unflatten(vector))
+        tensors = self.processor.unflatten(vector)
         for name in layer.incoming:
-            shape = (-1,) + (1,) * (tensors[name].ndim - 1)
-            tensors[name] = tensors[name][order] * scale.view(shape)
+            tensors[name] = tensors[name][order] * _widen(scale, tensors[name])
         weight = tensors[layer.outgoing].unflatten(1, (layer.count, layer.block))  # (readers, units, block, ...)
-        shape = (1, -1) + (1,) * (weight.ndim - 2)
-        tensors[layer.outgoing] = (weight[:, order] / scale.view(shape)).flatten(1, 2)
-        return torch.cat([tensors[name].reshape(-1) for name in self.processor.names])
+        tensors[layer.outgoing] = (weight[:, order] / _widen(scale[None], weight)).flatten(1, 2)
+        return self._join(tensors)
+
+    def _join(self, tensors: dict[str, torch.Tensor], *leading: int) -> torch.Tensor:
+        """Returns the vectors `(*leading, D)` of tensors `(*leading, *shape)`."""
+        return torch.cat([tensors[name].reshape(*leading, -1) for name in self.processor.names], dim=-1)
 
     def _find_shift(self, model: PreTrainedModel, vector: torch.Tensor, reference: torch.Tensor) -> tuple[str, ...]:
-        """Names of the last layer's tensors, if adding the same to every class only shifts the logits."""
+        """Returns the names of the last layer's tensors, if adding the same to every class only shifts the logits."""
         if task_of(model.config) is not classification:
             return ()
         last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -248,26 +209,23 @@ class Symmetries:
         names = tuple(n for n in (f"{last[-1][0]}.weight", f"{last[-1][0]}.bias") if n in self.processor.names)
         if not names:
             return ()
-        tensors = dict(self.processor.unflatten(vector))
+        tensors = self.processor.unflatten(vector)
         for name in names:
             tensors[name] = tensors[name] - tensors[name].mean(0, keepdim=True)
-        shifted = self._logits(torch.cat([tensors[name].reshape(-1) for name in self.processor.names]))
+        shifted = self._logits(self._join(tensors))
         return names if _same(shifted.softmax(-1), reference.softmax(-1)) else ()
 
 
 def _candidates(model: nn.Module, processor: ParameterProcessor) -> Iterator[HiddenUnits]:
     generated = dict(zip(processor.names, processor.shapes, strict=True))
-    weights = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and f"{name}.weight" in generated
-    ]
-    for (before, _), (after, _) in itertools.pairwise(weights):
+    kinds = nn.Linear | nn.Conv1d | nn.Conv2d
+    layers = [n for n, m in model.named_modules() if isinstance(m, kinds) and f"{n}.weight" in generated]
+    for before, after in itertools.pairwise(layers):
         incoming = tuple(name for name in (f"{before}.weight", f"{before}.bias") if name in generated)
         count, width = generated[incoming[0]][0], generated[f"{after}.weight"][1]
         complete = len(incoming) == len(dict(model.get_submodule(before).named_parameters(recurse=False)))
         if complete and width % count == 0:
-            yield HiddenUnits(incoming, f"{after}.weight", count, width // count, rescalable=False)
+            yield HiddenUnits(incoming, f"{after}.weight", count, width // count)
 
 
 def _widen(factor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

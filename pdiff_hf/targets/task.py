@@ -22,10 +22,7 @@ class Task(Protocol):
     score_name: str
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-        """Returns the training loss of outputs `(batch, k)` or `(n, batch, k)` with labels `(batch,)`, `(n, batch)`.
-
-        `reduction` is that of `torch.nn.functional`: `mean`, `sum`, or `none` for the loss of each row.
-        """
+        """Returns the loss of outputs `(batch, k)` or `(n, batch, k)` with labels `(batch,)` or `(n, batch)`."""
 
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         """Returns the predictions `(...)` of outputs `(..., k)`."""
@@ -47,12 +44,11 @@ class Task(Protocol):
 
 
 class Classification:
-    """Logits of classes: cross-entropy, accuracy, and the share of examples on which two networks differ."""
+    """Logits of classes: cross-entropy in nats, accuracy, and the share of examples on which two networks differ."""
 
     name, score_name = "classification", "accuracy"
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-        """Returns the cross-entropy in nats; see `Task`."""
         if outputs.ndim == 2:
             return functional.cross_entropy(outputs, labels, reduction=reduction)
         # With the classes in front, as if of one image, a softmax over few of them is four times faster.
@@ -61,33 +57,25 @@ class Classification:
         return loss.view(labels.shape) if reduction == "none" else loss
 
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Returns the most probable classes, int64."""
         return outputs.argmax(-1)
 
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Returns the accuracy of each network in [0, 1]."""
         return (predictions == labels).double().mean(1)
 
     def wrong(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Returns where the class is another one."""
         return predictions != labels
 
     def disagreement(self, predictions: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Returns the share of examples on which two networks predict different classes, in [0, 1]."""
         agreeing = torch.zeros(len(predictions), len(others))
         for label in predictions.unique():
             agreeing += (predictions == label).float() @ (others == label).float().T
         return 1 - agreeing / predictions.shape[1]
 
     def mean_disagreement(self, predictions: torch.Tensor) -> float | None:
-        """Returns the share of examples on which two networks of a set predict different classes, in [0, 1].
-
-        Counted per example: with k_c networks that predict class c, `sum_c k_c (k_c - 1)` of the `n (n - 1)` ordered
-        pairs agree.
-        """
         n = len(predictions)
         if n < 2:
             return None
+        # Where k_c networks predict class c, sum_c k_c (k_c - 1) of the n (n - 1) ordered pairs agree.
         agreeing = torch.zeros(predictions.shape[1], dtype=torch.float64)
         for label in predictions.unique():
             count = (predictions == label).sum(0).double()  # (examples,)
@@ -95,44 +83,37 @@ class Classification:
         return 1 - (agreeing.mean() / (n * (n - 1))).item()
 
     def chance(self, num_outputs: int) -> float:
-        """Returns 1 / classes."""
         return 1 / num_outputs
 
 
 class Regression:
-    """One number per example: squared error, the coefficient of determination, and the mean absolute difference."""
+    """One number per example: squared error, R², and the mean absolute difference in the unit of the labels."""
 
     name, score_name = "regression", "R²"
 
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-        """Returns the squared error; see `Task`."""
         return functional.mse_loss(outputs[..., 0], labels.to(outputs.dtype), reduction=reduction)
 
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Returns the numbers, float."""
         return outputs[..., 0]
 
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Returns R² = 1 - squared error / variance of the labels: 1 is perfect, 0 the mean of the labels."""
+        """Returns R² = 1 - squared error / variance of the labels."""
         error = ((predictions - labels).double() ** 2).mean(1)
         return 1 - error / labels.double().var(correction=0).clamp(min=1e-12)
 
     def wrong(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Returns where a prediction is off by more than half a standard deviation of the labels."""
         return (predictions - labels).abs() > OFF * labels.float().std()
 
     def disagreement(self, predictions: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Returns the mean absolute difference of two networks' predictions, in the unit of the labels."""
         return torch.cdist(predictions.float(), others.float(), p=1) / predictions.shape[1]
 
     def mean_disagreement(self, predictions: torch.Tensor) -> float | None:
-        """Returns the mean absolute difference of two networks of a set, in the unit of the labels."""
         n = len(predictions)
         return (self.disagreement(predictions, predictions).sum() / (n * (n - 1))).item() if n > 1 else None
 
     def chance(self, num_outputs: int) -> float:
-        """Returns 0, the score of always predicting the mean."""
-        return 0.0
+        return 0.0  # of always predicting the mean
 
 
 classification = Classification()

