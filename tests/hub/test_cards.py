@@ -183,7 +183,9 @@ def test_a_card_of_checkpoints_counts_them_anew(audited: Audited, convnet: PreTr
     assert size(re.search(r"Together they take (\S+ \S+)\.", text_of(tmp_path))[1]) == pytest.approx(40 * 4 * 90, 0.01)
 
     layout = make_processor(convnet, "full")
-    rows = CheckpointSplit(layout.flatten(convnet.state_dict())[None], run=["run"], step=[0], seed=[0], validation_score=[0.5])
+    rows = CheckpointSplit(
+        layout.flatten(convnet.state_dict())[None], run=["run"], step=[0], seed=[0], validation_score=[0.5]
+    )
     Checkpoints({"train": rows}, layout, convnet).save(tmp_path)
 
     assert "| train | 1 | 1 | 50.00, 50.00, 50.00 |" in text_of(tmp_path)
