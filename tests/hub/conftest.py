@@ -70,13 +70,15 @@ def shared(request: pytest.FixtureRequest) -> Shared:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(params=["503", "nothing listens", "HF_HUB_OFFLINE"])
+@pytest.fixture(params=["answers 503", "resets", "nothing listens", "HF_HUB_OFFLINE"])
 def lose_the_hub(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A function after whose call no file comes from the Hub."""
 
     def lose() -> None:
-        if request.param == "503":
+        if request.param == "answers 503":
             hub.fail("status", status=503, times=ALWAYS)
+        elif request.param == "resets":
+            hub.fail("reset", times=ALWAYS)
         elif request.param == "HF_HUB_OFFLINE":
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         else:
