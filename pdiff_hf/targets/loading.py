@@ -68,8 +68,8 @@ def load_network(
             "run or something else read or fetched. Only plain networks are read."
         )
     if network_class is None:
-        names = config.get("architectures")
-        name = names[0] if isinstance(names, list) and names else "network without a name"
+        listed = config.get("architectures")
+        name = listed[0] if isinstance(listed, list) and listed else "network without a name"
         network_class = find_model_class(str(name), config.get("model_type"))
 
     class Checked(network_class):
@@ -108,8 +108,8 @@ def bounded(config: dict[str, Any], files: Sequence[Path], where: str) -> Iterat
         for number in value if isinstance(value, list) else [value]:
             if COUNTS.fullmatch(key) and isinstance(number, int | float) and number > limit:
                 raise BrokenFileError(
-                    f"{where}: its configuration has {key} = {number}, but its weights have at most {limit} bytes; the "
-                    "file is damaged, or belongs to other weights."
+                    f"{where}: its configuration has {key} = {number}, but its weights have at most {limit} bytes; "
+                    "the file is damaged, or belongs to other weights."
                 )
     for file in files:
         with safe_open(file, "pt") as opened:
