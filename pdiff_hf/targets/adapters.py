@@ -166,13 +166,12 @@ def adapter_settings(stored: dict[str, Any]) -> dict[str, Any]:
             names = [value] if isinstance(value, str) else value or ()
             is_safe = all(NAME.fullmatch(str(name)) for name in names)
         else:
-            is_safe = (
-                key in known or key in PAST.split() or not value or value == getattr(default.get(key), "default", 0)
-            )
+            is_default = not value or value == getattr(default.get(key), "default", None)
+            is_safe = is_default or key in known or key in PAST.split()
         if not is_safe:
             raise UnsafeFileError(
-                f"The adapter's setting {key} = {value!r:.50} is not read: give plain names of modules, no patterns, and "
-                f"no settings but {SETTINGS}."
+                f"The adapter's setting {key} = {value!r:.50} is not read: of modules only plain names are, no patterns, "
+                "and no settings that lead to other adapters, files or modules of Python."
             )
     return {key: value for key, value in stored.items() if key in known}
 
