@@ -79,8 +79,8 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
     collected = checkpoints.collection.get("settings")
     if settings.dataset_name is None and collected and not Path(settings.checkpoints).is_dir():
         raise ValueError(
-            f"The zoo {settings.checkpoints} is from the Hub; what it names is not read unasked. If you trust it, pass "
-            f"--dataset_name {printable(collected.get('dataset_name'))}."
+            f"The zoo {settings.checkpoints} is from the Hub, and what it names is not read unasked; name the images: "
+            f"--dataset_name {printable(collected.get('dataset_name'))}, if you trust that."
         )
     images = load_images_of(collection_of(checkpoints, settings.dataset_name))
     pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)

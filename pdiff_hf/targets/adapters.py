@@ -170,8 +170,8 @@ def adapter_settings(stored: dict[str, Any]) -> dict[str, Any]:
             is_safe = is_default or key in known or key in PAST.split()
         if not is_safe:
             raise UnsafeFileError(
-                f"The adapter's setting {key} = {value!r:.50} is not read: of modules only plain names are, no patterns, "
-                "and no settings that lead to other adapters, files or modules of Python."
+                f"The adapter's setting {key} = {value!r:.50} is not read: modules need plain names, not patterns, "
+                "and nothing may lead to other adapters, files or modules of Python."
             )
     return {key: value for key, value in stored.items() if key in known}
 
