@@ -164,7 +164,7 @@ def test_what_is_no_regular_file_of_the_folder_is_neither_read_nor_saved_nor_pus
     with pytest.raises(UnsafeFileError, match=r"is (a link to|no regular file)"):
         PDiffPipeline.from_pretrained(folder).push_to_hub(repo_id, token=TOKEN)
 
-    assert not (hub.requests("PUT") or hub.requests("POST"))
+    assert hub.requests("PUT") == hub.requests("POST") == []
 
 
 def test_a_zoo_that_links_elsewhere_is_not_read(tiny_checkpoints: Checkpoints, tmp_path: Path):
@@ -224,11 +224,10 @@ def test_shards_are_files_of_the_folder(tmp_path: Path, shard: object):
     index = {"metadata": {}, "weight_map": dict.fromkeys(network.state_dict(), shard)}
     (target / "model.safetensors.index.json").write_text(json.dumps(index))
 
-    with (
-        pytest.raises((UnsafeFileError, BrokenFileError), match="not complete in itself|cannot be built"),
-        opened() as log,
-    ):
+    with pytest.raises((UnsafeFileError, BrokenFileError)) as raised, opened() as log:
         load_network(target)
+
+    assert re.search(r"not complete in itself|cannot be built", str(raised.value))
 
     assert not [name for name in log if "outside" in name or name.endswith(".bin")]
 
@@ -318,8 +317,19 @@ def test_a_network_takes_no_more_than_its_weights_fill(tmp_path: Path, changes: 
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "denoiser/config.json", "target_model/model.safetensors.index.json"]
+)
+def test_a_configuration_of_a_hundred_megabytes_is_not_read(folder: Path, name: str):
+    with (folder / name).open("a") as file:
+        file.truncate(100 * 2**20)
+
+    with pytest.raises(BrokenFileError, match="which no such file needs"):
+        PDiffPipeline.from_pretrained(folder)
+
+
 def string_bomb(rows: int) -> pa.Array:
-    return pa.array(["a" * (2**30 // rows)] * rows)
+    return pa.array(["a" * (2**27 // rows)] * rows)
 
 
 def dictionary_bomb(rows: int) -> pa.Array:
@@ -327,7 +337,7 @@ def dictionary_bomb(rows: int) -> pa.Array:
 
 
 @pytest.mark.parametrize("bomb", [string_bomb, dictionary_bomb])
-def test_a_column_that_unpacks_to_a_gigabyte_is_refused(
+def test_a_column_that_unpacks_to_far_more_than_the_file_is_refused(
     tiny_checkpoints: Checkpoints, tmp_path: Path, bomb: Callable[[int], pa.Array]
 ):
     tiny_checkpoints.save(tmp_path)
@@ -349,10 +359,10 @@ def test_vectors_of_nothing_are_refused(tiny_checkpoints: Checkpoints, tmp_path:
     tiny_checkpoints.save(tmp_path)
     (shard,) = (tmp_path / "data").glob("train-*")
     table = pq.read_table(shard)
-    many = pa.concat_tables([table.slice(0, 1)] * 300_000).combine_chunks()
+    many = pa.concat_tables([table.slice(0, 1)] * 250_000).combine_chunks()
     pq.write_table(many, shard, compression="zstd", use_dictionary=False)
 
-    with pytest.raises(CheckpointsError, match="300000 rows would take"):
+    with pytest.raises(CheckpointsError, match="250000 rows would take"):
         load_checkpoints(tmp_path)
 
 
