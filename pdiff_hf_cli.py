@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     # What the package raises for what a user can fix; anything else is a bug, and its traceback is shown.
     except (OSError, ValueError) as error:
-        print(f"pdiff-hf: {error}", file=sys.stderr)
+        message = "".join(character if character.isprintable() else " " for character in str(error))
+        print(f"pdiff-hf: {message}", file=sys.stderr)
         return 1
     return 0
 

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from ..fitting.pipeline import describe_fit
 from ..folders import require_writable_folder
 from ..hub.files import RepositoryFiles
-from ..hub.safety import read_json
+from ..hub.safety import printable, read_json
 from ..pipelines.card import metrics_table, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, setting
@@ -36,7 +36,7 @@ class AuditSettings(HubSettings):
         kw_only=True, metadata={"help": "The checkpoints dataset it was fitted to: a folder or a Hub id."}
     )
     output_dir: str = setting("report", "Folder of the report.")
-    dataset_name: str | None = setting(None, "Where the images are, if not where the checkpoints were collected.")
+    dataset_name: str | None = setting(None, "Where the images are, if not where a local zoo was collected.")
     num_models: int = setting(200, "Networks drawn from the generator.")
     num_baseline_models: int = setting(100, "Networks drawn from each baseline at each strength.")
     num_inference_steps: int | None = setting(None, "Steps of the sampler; by default the shipped ones.")
@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None, description
     accelerator = Accelerator()
     if accelerator.is_main_process:
         metrics = audit_pipeline(settings, accelerator.device)
-        print(f"\n{metrics_table(metrics)}\n\n{summarize(metrics)}\n\nReport and figures: {settings.output_dir}")
+        for line in (*metrics_table(metrics).split("\n"), "", summarize(metrics)):
+            print(printable(line))
+        print(f"\nReport and figures: {settings.output_dir}")
     accelerator.wait_for_everyone()
 
 
@@ -62,7 +64,8 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
     came from the Hub, back to where it came from.
 
     Raises:
-        ValueError: If the zoo does not record on which images it was collected.
+        ValueError: If the zoo does not record on which images it was collected, or is from the Hub and no
+            `dataset_name` is given.
         HubError: If something cannot be fetched or pushed.
     """
     require_writable_folder(settings.output_dir)
@@ -71,6 +74,12 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
         settings.hub_model_id = Path(settings.pipeline).name if is_folder else settings.pipeline
     settings.prepare_push(settings.pipeline, "model")
     checkpoints = load_checkpoints(settings.checkpoints, token=settings.hub_token)
+    collected = checkpoints.collection.get("settings")
+    if settings.dataset_name is None and collected and not Path(settings.checkpoints).is_dir():
+        raise ValueError(
+            f"The zoo {settings.checkpoints} is from the Hub, and what it names is not read unasked; name the images: "
+            f"--dataset_name {printable(collected.get('dataset_name'))}, if you trust that."
+        )
     images = load_images_of(collection_of(checkpoints, settings.dataset_name))
     pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)
     folder = Path(settings.pipeline)

@@ -12,8 +12,10 @@ from typing import Any
 import jinja2
 import torch
 from huggingface_hub import DatasetCardData, ModelCardData
+from markupsafe import Markup
 
 from ..folders import shipped_folder, write_text
+from .safety import printable
 
 TAGS = ["p-diff", "neural-network-diffusion", "weight-generation"]
 LICENSE = "apache-2.0"
@@ -137,11 +139,22 @@ def describe_hardware() -> str:
 def render(template: str, card_data: DatasetCardData | ModelCardData, **values: Any) -> str:
     """Returns a card from a template of `model_cards/`; a value that the template lacks is an error."""
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=jinja2.StrictUndefined,
+        finalize=_without_html,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     text = (shipped_folder("model_cards") / template).read_text(encoding="utf-8")
-    values |= {"card_data": card_data.to_yaml(), "address": NO_ADDRESS, "license": LICENSE}
+    values |= {"card_data": Markup(card_data.to_yaml()), "address": NO_ADDRESS, "license": LICENSE}
     return environment.from_string(text).render(values)
+
+
+def _without_html(value: Any) -> Any:
+    """Returns a value of a card, a text without HTML and control characters; the metadata stay as they are."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(map(printable, value.split("\n"))).replace("<", "&lt;")
 
 
 def describe_bytes(count: float) -> str:

@@ -18,7 +18,7 @@ from ..folders import write_json
 from . import client as hub_client
 from .cards import PICTURES, published_value, readdress
 from .client import HubAccessError, HubConflictError, persistently
-from .safety import UnsafeFileError, matches, read_json, shareable_files
+from .safety import SHARED_NAMES, UnsafeFileError, matches, read_json, shareable_files
 
 PUSH_ATTEMPTS = 5
 
@@ -141,7 +141,7 @@ def push_files(
 
     The commit names its parent, so that nobody's changes to the same files are lost, and whatever goes wrong, running
     it again completes it. Large files that arrived are not sent again. Files that match `replaces` and are not among
-    the contents are deleted; `share` describes the other arguments.
+    the contents are deleted, but for a license and .gitattributes; `share` describes the other arguments.
 
     Returns:
         The id of the commit that holds the files.
@@ -162,7 +162,7 @@ def push_files(
             if not _holds(remote.get(name), addition):
                 operations[name] = addition
         for name in remote:
-            if name not in contents and matches(name, replaces):
+            if name not in contents and name not in SHARED_NAMES and matches(name, replaces):
                 operations[name] = CommitOperationDelete(name)
         if not operations:
             return head

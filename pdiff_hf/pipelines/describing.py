@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,17 @@ from huggingface_hub import HfApi
 from ..hub import client as hub_client
 from ..hub.client import HubNotFoundError, persistently
 from ..hub.files import RepositoryFiles
-from ..hub.safety import broken_files, read_json
+from ..hub.safety import broken_files, own_files, printable, read_json
+from ..targets.processing_parameters import ParameterProcessor
 from .loading import COMPONENTS, read_index
 
-DESCRIBING = ("model_index.json", "metrics.json", "processor/processor_config.json", "*/config.json")
+DESCRIBING = (
+    "model_index.json",
+    "metrics.json",
+    "processor/processor_config.json",
+    "autoencoder/config.json",
+    "target_model/config.json",
+)
 
 
 def describe_pipeline(
@@ -31,7 +37,8 @@ def describe_pipeline(
 
     Raises:
         HubError: If it cannot be read.
-        BrokenFileError: If it is no pipeline.
+        BrokenFileError: If it is no pipeline, or a configuration is damaged.
+        UnsafeFileError: If a configuration is no regular file of the folder.
     """
     folder, commit = Path(name), None
     if folder.is_dir():
@@ -46,29 +53,35 @@ def describe_pipeline(
             raise HubNotFoundError(f"The {repository} is no pipeline: it has no model_index.json.")
         commit = info.sha
         folder = replace(repository, revision=commit).download(DESCRIBING)
-    index = read_index(folder)
-    processor = read_json(folder / "processor" / "processor_config.json")
+    own_files(folder, DESCRIBING)
+    index, where = read_index(folder), f"The description of {str(name)!r}"
     target = read_json(folder / "target_model" / "config.json")
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-    with broken_files(f"The description of {str(name)!r}"):
+    with broken_files(where):
+        processor = ParameterProcessor.from_config(read_json(folder / "processor" / "processor_config.json"))
         described: dict[str, Any] = {
             "name": str(name),
             "commit": commit,
             "size": sum(sizes.values()),
             "largest_file": max(sizes, key=lambda file: sizes[file]),
-            "generated": {"names": processor["names"], "parameter_dim": sum(map(math.prod, processor["shapes"]))},
+            "generated": {"names": processor.names, "parameter_dim": processor.parameter_dim},
             "target": {"class": index["target_model"][1], "labels": list(target.get("id2label", {}).values())},
             **{component: index[component][1] for component in COMPONENTS[:3]},
-            "latent_dim": read_json(folder / "autoencoder" / "config.json")["latent_dim"],
+            "latent_dim": int(read_json(folder / "autoencoder" / "config.json")["latent_dim"]),
             "num_inference_steps": index.get("default_num_inference_steps"),
         }
         if "sets" in metrics:
             described["verdict"] = {key: metrics["verdict"][key] for key in ("word", "reason")}
-            described["accuracy"] = {name: figures["test"]["accuracy"] for name, figures in metrics["sets"].items()}
-            described["dispersion"] = metrics["sets"]["generated"]["dispersion"]
-    described["data"] = {key: metrics.get("data", {}).get(key) for key in ("dataset_name", "checkpoints", "zoo_count")}
-    described["costs"] = metrics.get("costs", {})
-    return described
+            described["accuracy"] = {
+                name: {key: float(value) for key, value in figures["test"]["accuracy"].items()}
+                for name, figures in metrics["sets"].items()
+            }
+            dispersion = metrics["sets"]["generated"]["dispersion"].items()
+            described["dispersion"] = {key: None if value is None else float(value) for key, value in dispersion}
+        data = metrics.get("data", {})
+        described["data"] = {key: data.get(key) for key in ("dataset_name", "checkpoints", "zoo_count")}
+        described["costs"] = metrics.get("costs", {})
+        return described
 
 
 def description_table(described: dict[str, Any]) -> str:
@@ -92,8 +105,11 @@ def description_table(described: dict[str, Any]) -> str:
         accuracy = {name: f"{100 * figures['mean']:.2f} %" for name, figures in described["accuracy"].items()}
         rows["audit"] = f"{described['verdict']['word']} ({described['verdict']['reason']})"
         rows["accuracy"] = ", ".join(f"{name} {accuracy[name]}" for name in ("generated", "zoo", "average"))
-        rows["dispersion"] = ", ".join(f"{key} = {value:.2f}" for key, value in described["dispersion"].items())
+        rows["dispersion"] = ", ".join(
+            f"{key} = {'-' if value is None else format(value, '.2f')}"
+            for key, value in described["dispersion"].items()
+        )
     else:
         rows["audit"] = "not evaluated; `pdiff-hf audit` does"
     width = max(map(len, rows))
-    return "\n".join(f"{key:{width}}  {value}" for key, value in rows.items())
+    return "\n".join(f"{key:{width}}  {printable(value)}" for key, value in rows.items())

@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 from .._registration import COMPONENTS as OWN_CLASSES
 from .._registration import component_classes
 from ..hub.files import RepositoryFiles
-from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, read_json
-from ..targets.loading import AnyTargetModel, load_network, require_counts, require_memory
+from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, own_files, read_json
+from ..targets.loading import AnyTargetModel, bounded, load_network
 
 logger = logging.get_logger(__name__)
 
 COMPONENTS = ("autoencoder", "denoiser", "scheduler", "processor", "target_model")
 ROOT_FILES = ("model_index.json", "preprocessor_config.json")
+READ_FILES = (*ROOT_FILES, "metrics.json", *(f"{role}/*" for role in COMPONENTS))
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # arguments of from_pretrained
 LARGEST_SETTING = 10_000  # no sampler has as many steps
@@ -80,11 +81,11 @@ def component_files(
     """Returns the names, among those of all files, that each component but the given ones is built from.
 
     Raises:
-        BrokenFileError, UnsafeFileError: If `model_index.json` is damaged, or a component has pickled weights only.
+        BrokenFileError, UnsafeFileError: If `model_index.json` is damaged, a component has pickled weights only, or a
+            file in the folder should not be read, see `own_files`.
     """
-    if names is None:
-        names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    names, index, wanted = list(names), read_index(folder), {}
+    names = own_files(folder, READ_FILES) if names is None else list(names)
+    index, wanted = read_index(folder), {}
     for role in (role for role in COMPONENTS if role in index and role not in given):
         own = [name for name in names if name.startswith(f"{role}/") and name.count("/") == 1]
         weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
@@ -171,11 +172,10 @@ def _allowed_class(role: str, entry: Any, folder: Path) -> Any:
 
 def _load_model(cls: Any, config: dict[str, Any], files: list[Path], where: str) -> ModelMixin:
     """Builds a model of this package on the meta device, and puts exactly the tensors of its files into it."""
-    require_counts(config, files, where)
     with broken_files(where):
-        with torch.device("meta"):
+        with torch.device("meta"), bounded(config, files, where) as require_memory:
             model = cls.from_config(config)
-        require_memory(model, files, where)
+            require_memory(model)
         dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
         model.load_state_dict({name: tensor.to(dtypes.get(name)) for name, tensor in weights.items()}, assign=True)

@@ -92,7 +92,7 @@ def push_remote_code(repo_id: str, token: str | bool | None = None) -> str:
             revision=BRANCH,
             commit_message="The pipeline with its code",
             token=token,
-            replaces=("*.py", "*.json", "*.safetensors", "*.png"),
+            replaces=("*",),  # what is there is taken for this code, and run
         )
 
 

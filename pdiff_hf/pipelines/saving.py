@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from ..folders import write_json
 from ..hub.cards import has_own_card
 from ..hub.client import HubError, HubNotFoundError
-from ..hub.safety import matches
+from ..hub.safety import own_files
 from .card import write_pipeline_card
 from .loading import Source
 
@@ -29,6 +29,7 @@ def read_attachments(source: Source | None, token: str | bool | None, push: bool
 
     Raises:
         HubError: With `push`, if they cannot be fetched.
+        UnsafeFileError: If one is no regular file of that folder.
     """
     if source is None:
         return {}
@@ -47,7 +48,7 @@ def read_attachments(source: Source | None, token: str | bool | None, push: bool
             if push and not isinstance(error, HubNotFoundError):
                 raise
             logger.warning(f"Card, metrics and figures are not saved with the pipeline: {error}")
-    return {p.name: p.read_bytes() for p in sorted(folder.glob("*")) if matches(p.name, ATTACHMENTS) and p.is_file()}
+    return {name: (folder / name).read_bytes() for name in own_files(folder, ATTACHMENTS) if "/" not in name}
 
 
 def write_attachments(folder: Path, pipe: Any, attached: dict[str, bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +13,28 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
+from ..hub.safety import UnsafeFileError
 from .loading import find_model_class
 from .processing_parameters import LayoutError
+
+# An adapter may be of those PEFT types that need nothing but tensors,
+TYPES = "LORA ADALORA IA3 LOHA LOKR OFT HRA VERA LN_TUNING PROMPT_TUNING PREFIX_TUNING P_TUNING"
+# with names of modules, none a pattern, in these settings (PEFT takes several of them for regular expressions),
+NAMES = """target_modules exclude_modules modules_to_save feedforward_modules layers_pattern rank_pattern alpha_pattern
+    target_parameters trainable_token_indices"""
+NAME = re.compile(r"[\w.-]+")
+# and these other settings.
+SETTINGS = """peft_type task_type base_model_name_or_path inference_mode bias fan_in_fan_out layers_to_transform
+    r alpha lora_alpha lora_dropout lora_bias use_dora use_rslora alora_invocation_tokens ensure_weight_tying
+    init_lora_weights init_ia3_weights init_weights init_r target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight
+    total_step module_dropout rank_dropout rank_dropout_scale decompose_both decompose_factor use_effective_conv2d
+    block_share coft eps oft_block_size num_cayley_neumann_terms use_cayley_neumann apply_GS
+    d_initial projection_prng_key save_projection vera_dropout num_virtual_tokens token_dim num_transformer_submodules
+    num_attention_heads num_layers prefix_projection encoder_hidden_size encoder_dropout encoder_num_layers
+    encoder_reparameterization_type prompt_tuning_init"""
+# Left out is what matters only to its first initialization, or to PEFT on the machine where it was made.
+PAST = """auto_mapping revision peft_version runtime_config megatron_core loftq_config eva_config corda_config
+    lora_ga_config prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs"""
 
 
 class AdaptedConfig(PreTrainedConfig):
@@ -50,7 +71,9 @@ class AdaptedModel(PreTrainedModel):
     def wrap(cls, peft_model: Any) -> AdaptedModel:
         """Wraps the result of `peft.get_peft_model` or `PeftModel.from_pretrained`; tensors are shared, not copied.
 
-        Raises `LayoutError` if the network has more than one adapter.
+        Raises:
+            LayoutError: If the network has more than one adapter.
+            UnsafeFileError: If it is of a type, or has settings, that are not read back.
         """
         if len(peft_model.peft_config) > 1:
             raise LayoutError(
@@ -62,10 +85,13 @@ class AdaptedModel(PreTrainedModel):
         adapter = peft_model.peft_config[name].to_dict()
         if Path(str(adapter["base_model_name_or_path"] or "")).exists():
             adapter["base_model_name_or_path"] = None  # a local path is meaningless on other machines
+        if isinstance(adapter.get("target_modules"), str):  # a pattern
+            adapter["target_modules"] = sorted(peft_model.base_model.targeted_module_names)
+        adapter = adapter_settings(json.loads(json.dumps(adapter)))
         config = AdaptedConfig(
             base_class=type(base).__name__,
             base_config={key: value for key, value in base.config.to_dict().items() if key != "_name_or_path"},
-            adapter_config=json.loads(json.dumps(adapter, default=sorted)),  # sets become lists
+            adapter_config=adapter,
             adapter_name=name,
             id2label=base.config.id2label,
             label2id=base.config.label2id,
@@ -105,15 +131,41 @@ def as_target(model: nn.Module) -> PreTrainedModel:
     return AdaptedModel.wrap(model) if hasattr(model, "get_base_model") else cast(PreTrainedModel, model)
 
 
+def adapter_settings(stored: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of an adapter that matter when it is built again.
+
+    Raises:
+        UnsafeFileError: If it is of another type than those above, or has other settings than those, or patterns.
+    """
+    if stored.get("peft_type") not in TYPES.split():
+        raise UnsafeFileError(f"The adapter is of type {stored.get('peft_type')!r:.50}; only those are read: {TYPES}.")
+    # No import statement: diffusers requires all packages that exported code imports to be installed.
+    mapping: Any = importlib.import_module("peft.mapping").PEFT_TYPE_TO_CONFIG_MAPPING
+    default = mapping[stored["peft_type"]].__dataclass_fields__
+    known = NAMES.split() + SETTINGS.split()
+    for key, value in stored.items():
+        if key in NAMES.split():
+            names = [value] if isinstance(value, str) else value or ()
+            is_safe = all(NAME.fullmatch(str(name)) for name in names)
+        else:
+            is_default = not value or value == getattr(default.get(key), "default", None)
+            is_safe = is_default or key in known or key in PAST.split()
+        if not is_safe:
+            raise UnsafeFileError(
+                f"The adapter's setting {key} = {value!r:.50} is not read: modules need plain names, not patterns, "
+                "and nothing may lead to other adapters, files or modules of Python."
+            )
+    return {key: value for key, value in stored.items() if key in known}
+
+
 def _build(config: AdaptedConfig) -> Any:
     if not is_peft_available():
         raise ImportError("This target has an adapter, which requires peft: pip install 'pdiff-hf[peft]'.")
-    # No import statement: diffusers requires all packages that exported code imports to be installed.
     peft: Any = importlib.import_module("peft")
     base_values = dict(config.base_config or {})
     base_class = find_model_class(config.base_class, base_values.get("model_type"))
     base = base_class(base_class.config_class.from_dict(base_values))
-    adapter_config = peft.get_peft_config(dict(config.adapter_config or {}))
+    adapter_config = peft.get_peft_config(adapter_settings(config.adapter_config or {}))
     if getattr(adapter_config, "prompt_tuning_init", None) == "TEXT":
         # The text is already in the weights; PEFT would download the tokenizer and its code again.
         adapter_config.prompt_tuning_init = "RANDOM"

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import PreTrainedModel
 
-from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, read_json
+from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, own_files, read_json
 
+READ_FILES = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index*")
 # Of a configuration's numbers these are counted up to when a network is built (layers, blocks, labels); all others
 # are sizes, which cost nothing before memory is taken for them, or no sizes at all (token ids, frequencies).
 COUNTS = re.compile(r"(num|n)_.*|.*(depths?|layers?|blocks?)")
 LEAST_COUNT = 10_000  # allowed whatever the size of the weights
+# Code, kernels, and what timm would load into a network that it builds.
+ELSEWHERE = ("auto_map", "quantization_config", "use_pretrained_backbone", "checkpoint_path", "pretrained_cfg")
 UNSAVED_NUMBERS = 10_000_000  # of the buffers that a network makes anew instead of saving them
+MODULES_PER_TENSOR = 20  # activations, dropout, containers and adapters have no tensors of their own
+LEAST_MODULES = 1_000  # allowed however few tensors there are
 
 
 class UnknownTargetError(ValueError):
@@ -35,25 +44,25 @@ def load_network(
 
     Raises:
         BrokenFileError: If files are missing, damaged or do not fit one another.
-        UnsafeFileError: If it is not complete in itself: code would be run, or something else fetched.
+        UnsafeFileError: If it is not complete in itself: code would be run, or something else read or fetched.
         UnknownTargetError: If there is no such class; hand such a network over as `target_model=…`.
     """
-    where, files = f"The network in {str(folder)!r}", sorted(Path(folder).glob("*.safetensors"))
-    config = read_json(Path(folder) / "config.json")
-    elsewhere = []
-    for key, value in _settings(config):
-        kernel = key in ("attn_implementation", "_attn_implementation") and "/" in str(value)
-        if kernel or (key in ("auto_map", "quantization_config") and value is not None):
-            elsewhere.append(key)
-    if elsewhere or (Path(folder) / "adapter_config.json").exists():
+    folder, where = Path(folder), f"The network in {str(folder)!r}"
+    names = [name for name in own_files(folder, READ_FILES) if "/" not in name]
+    files = [folder / name for name in names if name.endswith(".safetensors")]
+    config, *others = [read_json(folder / name) for name in dict.fromkeys(("config.json", *names)) if ".json" in name]
+    with broken_files(where):
+        shards = {shard for index in others for shard in index.get("weight_map", {}).values()}
+        elsewhere = [key for part in _mappings(config) for key in part if _leads_elsewhere(part, key)]
+    elsewhere += [str(shard) for shard in shards if shard not in names or not shard.endswith(".safetensors")]
+    if elsewhere or "adapter_config.json" in names:
         raise UnsafeFileError(
-            f"{where} is not complete in itself: {', '.join(elsewhere) or 'adapter_config.json'} would have code run "
-            "or something else fetched. Only plain networks are read."
+            f"{where} is not complete in itself: {', '.join(elsewhere[:5]) or 'adapter_config.json'} would have code "
+            "run or something else read or fetched. Only plain networks are read."
         )
-    require_counts(config, files, where)
     if network_class is None:
-        names = config.get("architectures")
-        name = names[0] if isinstance(names, list) and names else "network without a name"
+        listed = config.get("architectures")
+        name = listed[0] if isinstance(listed, list) and listed else "network without a name"
         network_class = find_model_class(str(name), config.get("model_type"))
 
     class Checked(network_class):
@@ -63,9 +72,9 @@ def load_network(
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            require_memory(self, files, where)
+            require_memory(self)
 
-    with broken_files(where):
+    with broken_files(where), bounded(config, files, where) as require_memory:
         model, loading = Checked.from_pretrained(
             folder, use_safetensors=True, variant=variant, dtype=dtype, output_loading_info=True
         )
@@ -75,35 +84,72 @@ def load_network(
     return model.eval()
 
 
-def require_counts(config: dict[str, Any], files: Sequence[Path], where: str) -> None:
-    """Raises `BrokenFileError` if a network has no weights, or would be built of more parts than they have bytes."""
+@contextmanager
+def bounded(config: dict[str, Any], files: Sequence[Path], where: str) -> Iterator[Callable[[nn.Module], None]]:
+    """Bounds what is built inside of it, on the meta device, by the safetensors files that are to fill it.
+
+    Yields a function that raises `BrokenFileError` if a model has more numbers than the files have bytes.
+
+    Raises:
+        BrokenFileError: If there are no files, or the network is built of more parts than they have tensors.
+    """
     if not files:
         raise BrokenFileError(f"{where} has no safetensors weights.")
-    limit = max(LEAST_COUNT, sum(file.stat().st_size for file in files))
-    for key, value in _settings(config):
-        for count in value if isinstance(value, list) else [value]:
-            if COUNTS.fullmatch(key) and isinstance(count, int | float) and count > limit:
+    size, thread, count = sum(file.stat().st_size for file in files), threading.get_ident(), 0
+    limit, tensors = max(LEAST_COUNT, size), 0
+    for key, value in ((key, value) for part in _mappings(config) for key, value in part.items()):
+        for number in value if isinstance(value, list) else [value]:
+            if COUNTS.fullmatch(key) and isinstance(number, int | float) and number > limit:
                 raise BrokenFileError(
-                    f"{where}: its configuration has {key} = {count}, but its weights have at most {limit} bytes; the "
-                    "file is damaged, or belongs to other weights."
+                    f"{where}: its configuration has {key} = {number}, but its weights have at most {limit} bytes; "
+                    "the file is damaged, or belongs to other weights."
                 )
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            tensors += len(opened.keys())
+
+    def count_modules(*_: Any) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > LEAST_MODULES + MODULES_PER_TENSOR * tensors:
+            raise BrokenFileError(
+                f"{where}: its configuration asks for more modules than the {tensors} tensors of its weights can "
+                "belong to; the file is damaged, or belongs to other weights."
+            )
+
+    def require_memory(model: nn.Module) -> None:
+        numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+        if numbers > size + UNSAVED_NUMBERS:
+            raise BrokenFileError(
+                f"{where}: its configuration asks for {numbers} numbers, which its weights of {size} bytes cannot "
+                "hold."
+            )
+
+    hook = register_module_module_registration_hook(count_modules)
+    try:
+        yield require_memory
+    finally:
+        hook.remove()
 
 
-def require_memory(model: nn.Module, files: Sequence[Path], where: str) -> None:
-    """Raises `BrokenFileError` if a model on the meta device has more numbers than its weights have bytes."""
-    numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    size = sum(file.stat().st_size for file in files)
-    if numbers > size + UNSAVED_NUMBERS:
-        asked = f"its configuration asks for {numbers} numbers, which its weights of {size} bytes cannot hold"
-        raise BrokenFileError(f"{where}: {asked}.")
+def _leads_elsewhere(part: dict[str, Any], key: str) -> bool:
+    """Tells whether a value in a configuration has code run, or something outside of its folder read or fetched."""
+    value = part[key]
+    if key == "backbone":  # without a configuration of its own it is the name of a repository
+        return bool(value) and part.get("model_type") != "timm_backbone" and not part.get("backbone_config")
+    return (
+        (key in ELSEWHERE and value not in (None, False))
+        or ((key.endswith("attn_implementation") or key.endswith("experts_implementation")) and "/" in str(value))
+        or (isinstance(value, str) and re.match(r"(hf[-_]hub|local-dir):", value) is not None)
+    )
 
 
-def _settings(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the keys and values of a configuration and of those inside of it."""
-    if isinstance(config, dict):
-        yield from config.items()
-    for inner in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
-        yield from _settings(inner)
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Yields a configuration and those inside of it."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _mappings(inner)
 
 
 def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]:

@@ -53,8 +53,11 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 f"A layout needs at least one distinct name, with a shape and a dtype for each, but there are "
                 f"{len(names)} names ({len(set(names))} distinct), {len(shapes)} shapes and {len(dtypes)} dtypes."
             )
-        if not all(isinstance(size, int) and size >= 0 for shape in shapes for size in shape):
-            raise LayoutError(f"The shapes of a layout must be non-negative integers, but are {list(shapes)[:4]}.")
+        sizes = [size for shape in shapes for size in shape]
+        if not all(isinstance(size, int) and 0 <= size < 2**40 for size in sizes) or max(map(len, shapes)) > 64:
+            raise LayoutError(
+                f"The shapes of a layout must be at most 64 non-negative integers, but are {list(shapes)[:4]!s:.200}."
+            )
         self.names = list(names)
         self.shapes = [tuple(shape) for shape in shapes]
         self.sizes = [math.prod(shape) for shape in self.shapes]

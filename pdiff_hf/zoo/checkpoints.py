@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..folders import replace_folder, write_json
 from ..hub.cards import has_own_card, write_checkpoints_card
 from ..hub.files import RepositoryFiles
-from ..hub.safety import broken_files, read_json
+from ..hub.safety import broken_files, own_files, read_json
 from ..hub.sharing import share
 from ..targets.building import build_network
 from ..targets.loading import load_network
@@ -204,6 +204,7 @@ def load_checkpoints(
     Raises:
         CheckpointsError: If files are missing, damaged or of a newer format, or the zoo is empty.
         HubError: If it cannot be fetched; the subclasses of `pdiff_hf.hub.client` say why.
+        UnsafeFileError: If a file is no regular file of the folder, or the target would have something else read.
         UnknownTargetError: If the target's class is not to be found.
     """
     folder, name = Path(dataset_name), str(dataset_name)
@@ -216,6 +217,7 @@ def load_checkpoints(
             f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "
             "training/collect_runs.py, training/collect_trajectory.py or CheckpointRecorder makes one."
         )
+    own_files(folder, DATASET_FILES)
     collection = _read_collection(folder)
     with broken_files(f"The layout in {str(folder)!r}"):
         processor = ParameterProcessor.from_config(read_json(folder / "processor_config.json"))

@@ -18,6 +18,10 @@ from ..targets.processing_parameters import ParameterProcessor
 
 SHARD_BYTES = 500 * 2**20
 ROW_GROUP_BYTES = 64 * 2**20
+# Limits of what is made of a file: of numbers that were trained, zstd halves the bytes, and no more.
+LEAST_LIMIT = 64 * 2**20  # bytes that any file may be unpacked to
+LARGEST_RATIO = 50  # unpacked bytes for each byte of the file beyond that
+LEAST_ROWS = 10_000  # that any file may have; further ones take 8 bytes each at least
 # The columns beside `parameters`. A dataset may have any further ones, which are kept and otherwise ignored.
 REQUIRED_COLUMNS = {"run": datasets.Value("string"), "step": datasets.Value("int32"), "seed": datasets.Value("int64")}
 OPTIONAL_COLUMNS = {
@@ -161,11 +165,30 @@ def _read_shard(shard: Path, required: pa.Schema, row_bytes: int) -> pa.Table:
                     f"{shard.name} claims {metadata.num_rows} rows of {row_bytes} bytes, but holds {held} "
                     "bytes; it is damaged."
                 )
+            _require_bounded(file, shard, held)
             table = file.read()
             table.validate(full=True)
             return table.replace_schema_metadata().rename_columns(names)
     except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointsError(f"{str(shard)!r} is not a valid parquet file: {error}") from error
+
+
+def _require_bounded(file: pq.ParquetFile, shard: Path, held: int) -> None:
+    """Raises `CheckpointsError` if a file would take far more memory than it has bytes."""
+    size, found = shard.stat().st_size, file.schema_arrow.names
+    limit, others = LEAST_LIMIT + LARGEST_RATIO * size, [name for name in found if name != "parameters"]
+    unpacked = held
+    if held <= limit:  # each row may repeat one large value of a dictionary
+        unpacked = 0
+        for batch in file.iter_batches(max(1, limit // max(held, 1)), columns=others):
+            unpacked += batch.nbytes
+            if unpacked > limit:
+                break
+    if unpacked > limit or file.metadata.num_rows > LEAST_ROWS + size // 8:
+        raise CheckpointsError(
+            f"{shard.name} has {size} bytes, but its {file.metadata.num_rows} rows would take {unpacked} and more in "
+            "memory, as no trained networks do; it is not read."
+        )
 
 
 def _check_types(shard: Path, found: Mapping[str, pa.DataType], required: pa.Schema) -> None:
