@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_type_hints
 
-import diffusers
 import yaml
 from huggingface_hub.dataclasses import type_validator
 from transformers import HfArgumentParser
 
 from .._registration import COMPONENTS, component_class
 from ..folders import shipped_folder
+from ..pipelines.checks import SCHEDULERS
 from ..settings import OptimizationSettings, RunSettings, setting
 
 RECIPES = sorted(path.stem for path in shipped_folder("recipes").glob("*.yaml"))
@@ -92,7 +92,7 @@ class DenoiserSettings(ComponentSettings):
     """The second stage, and the sampler that is shipped.
 
     Raises:
-        RecipeError: If diffusers has no such scheduler.
+        RecipeError: If no such scheduler can draw from the denoiser.
     """
 
     role: ClassVar[str] = "denoiser"
@@ -112,10 +112,9 @@ class DenoiserSettings(ComponentSettings):
     def __post_init__(self) -> None:
         """Checks the scheduler too."""
         super().__post_init__()
-        if not hasattr(diffusers, self.scheduler):
-            raise RecipeError(
-                f"diffusers has no scheduler {self.scheduler!r}; name one like DPMSolverMultistepScheduler."
-            )
+        names = [scheduler.__name__ for scheduler in SCHEDULERS]
+        if self.scheduler not in names:
+            raise RecipeError(f"There is no scheduler {self.scheduler!r} to draw with; use one of {', '.join(names)}.")
 
 
 @dataclass

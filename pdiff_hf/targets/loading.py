@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, read_js
 COUNTS = re.compile(r"(num|n)_.*|.*(depths?|layers?|blocks?)")
 LEAST_COUNT = 10_000  # allowed whatever the size of the weights
 UNSAVED_NUMBERS = 10_000_000  # of the buffers that a network makes anew instead of saving them
+
+_loading = threading.Lock()  # transformers replaces functions and the default dtype of the process while it loads
 
 
 class UnknownTargetError(ValueError):
@@ -68,7 +71,7 @@ def load_network(
             super().__init__(*args, **kwargs)
             require_memory(self, files, where)
 
-    with broken_files(where):
+    with broken_files(where), _loading:
         model, loading = Checked.from_pretrained(
             folder, use_safetensors=True, variant=variant, dtype=dtype, output_loading_info=True
         )
