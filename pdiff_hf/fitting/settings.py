@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
-import diffusers
 import yaml
 from huggingface_hub.dataclasses import type_validator
 from transformers import HfArgumentParser
 
 from .._registration import COMPONENTS, component_class
 from ..folders import shipped_folder
+from ..pipelines.checks import SCHEDULERS
 from ..settings import OptimizationSettings, RunSettings, setting
 
 RECIPES = sorted(path.stem for path in shipped_folder("recipes").glob("*.yaml"))
@@ -88,7 +88,7 @@ class AutoencoderSettings(ComponentSettings):
 
 @dataclass
 class DenoiserSettings(ComponentSettings):
-    """The second stage, and the sampler that is shipped; raises `RecipeError` if diffusers has no such scheduler."""
+    """The second stage, and the sampler that is shipped; raises `RecipeError` for a scheduler that cannot draw."""
 
     role: ClassVar[str] = "denoiser"
     from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim"})
@@ -106,9 +106,9 @@ class DenoiserSettings(ComponentSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not hasattr(diffusers, self.scheduler):
-            sentence = f"diffusers has no scheduler {self.scheduler!r}; name one like DPMSolverMultistepScheduler."
-            raise RecipeError(sentence)
+        names = [scheduler.__name__ for scheduler in SCHEDULERS]
+        if self.scheduler not in names:
+            raise RecipeError(f"There is no scheduler {self.scheduler!r} to draw with; use one of {', '.join(names)}.")
 
 
 @dataclass

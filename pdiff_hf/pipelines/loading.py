@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import math
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +19,7 @@ from .._registration import component_classes
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, own_files, read_json
 from ..targets.loading import AnyTargetModel, bounded, load_network
+from .checks import LARGEST_SETTING, check_scheduler, load_scheduler
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +28,6 @@ ROOT_FILES = ("model_index.json", "preprocessor_config.json")
 READ_FILES = (*ROOT_FILES, "metrics.json", *(f"{role}/*" for role in COMPONENTS))
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # arguments of from_pretrained
-LARGEST_SETTING = 10_000  # no sampler has as many steps
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,13 @@ class Source:
 
     folder: Path
     repository: RepositoryFiles | None = None
+
+
+def describe_source(source: Source | None) -> dict[str, Any]:
+    """Returns the repository and the commit that a pipeline was loaded from, None if it was not."""
+    repository = source.repository if source else None
+    commit = source.folder.name if source and repository else None
+    return {"generator": repository.repo_id if repository else None, "revision": commit}
 
 
 def load_arguments(name: str, known: Collection[str], kwargs: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
@@ -53,10 +57,15 @@ def load_arguments(name: str, known: Collection[str], kwargs: dict[str, Any]) ->
     given = {role: kwargs[role] for role in COMPONENTS if kwargs.get(role) is not None}
     if unknown := sorted(kwargs.keys() - set(known)):
         logger.warning(f"from_pretrained ignores {unknown}, which the pipeline does not take.")
-    source = locate(name, fetching, variant, given)
+    # The stored scheduler is read even if one is given, which must belong to the stored denoiser as it does.
+    unread = [role for role in given if role != "scheduler" or "denoiser" in given]
+    source = locate(name, fetching, variant, unread)
     stored = read_index(source.folder) | kwargs
     settings = {key: value for key, value in stored.items() if key in known and key not in COMPONENTS}
-    return source, load_components(source.folder, given, variant, dtype) | given | settings
+    loaded = load_components(source.folder, unread, variant, dtype)
+    if "scheduler" in given and "scheduler" in loaded:
+        check_scheduler(given["scheduler"], loaded["scheduler"])
+    return source, loaded | given | settings
 
 
 def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, given: Collection[str] = ()) -> Source:
@@ -139,7 +148,7 @@ def load_components(
         if role in ("scheduler", "processor"):
             config = read_json(folder / role / f"{role}_config.json")
             with broken_files(where):
-                loaded[role] = _try_scheduler(cls, config) if role == "scheduler" else cls.from_config(config)
+                loaded[role] = load_scheduler(cls, config) if role == "scheduler" else cls.from_config(config)
         elif cls is AnyTargetModel or issubclass(cls, PreTrainedModel):
             varied = variant if any(f".{variant}" in file.name for file in weights) else None
             loaded[role] = load_network(folder / role, None if cls is AnyTargetModel else cls, varied, precision)
@@ -180,25 +189,6 @@ def _load_model(cls: Any, config: dict[str, Any], files: list[Path], where: str)
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
         model.load_state_dict({name: tensor.to(dtypes.get(name)) for name, tensor in weights.items()}, assign=True)
     return model.eval()
-
-
-def _try_scheduler(cls: Any, config: dict[str, Any]) -> SchedulerMixin:
-    """Builds a scheduler and lets a copy take two steps: many damaged settings are noticed only then."""
-    for key, value in config.items():
-        if isinstance(value, int | float) and LARGEST_SETTING < abs(value) < math.inf:
-            raise ValueError(f"{key} = {value} is out of all proportion")
-    scheduler = cls.from_config(config)
-    tried = copy.deepcopy(scheduler)
-    tried.set_timesteps(2)
-    own = "generator" in inspect.signature(tried.step).parameters
-    extra = {"generator": torch.Generator().manual_seed(0)} if own else {}
-    sample = torch.ones(1, 1) * tried.init_noise_sigma
-    for t in tried.timesteps:
-        tried.scale_model_input(sample, t)
-        sample = tried.step(torch.zeros(1, 1), t, sample, **extra).prev_sample
-    if not sample.isfinite().all():
-        raise ValueError("it samples what is not finite")
-    return scheduler
 
 
 def _require_fit(loaded: Mapping[str, Any], folder: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,21 +21,35 @@ from transformers import PreTrainedModel
 
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
-from .loading import Source, load_arguments, locate
+from .checks import as_count, as_temperature, check_arguments, check_generator, check_scheduler, returned_latents
+from .loading import Source, describe_source, load_arguments, locate
 from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, number_draws
 from .saving import read_attachments, write_attachments
 
-OUTPUT_TYPES = ("model", "pt", "np", "latent")
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
+
+
+class _CallState(threading.local):
+    """What the last call of each thread has reached."""
+
+    num_timesteps, interrupt = 0, False
+
+    def __reduce__(self) -> tuple:
+        return _CallState, ()  # a copied or pickled pipeline has made no call
 
 
 class PDiffPipeline(DiffusionPipeline):
     """Draws parameter subsets from noise (Neural Network Diffusion, arXiv 2402.13144) and puts them into a network.
 
+    Several threads may draw from one pipeline at once, unless its components are offloaded. Networks may be loaded in
+    several threads too, but not built in others meanwhile: transformers changes torch's default dtype as it loads.
+
     Args:
         autoencoder: Decodes standardized latents as parameter vectors; float32 under any cast.
         denoiser: Predicts what the scheduler's `prediction_type` names.
-        scheduler: Any of diffusers' DDPM, DDIM, DPM-Solver++, UniPC or Euler schedulers, with `clip_sample=False`.
+        scheduler: Any of diffusers' DDPM, DDIM, DPM-Solver++, UniPC or Euler schedulers, with the noise levels and the
+            prediction type of the training and without clipping. `pipe.scheduler = …` takes what is made of it by
+            `from_config(pipe.scheduler.config)`, and refuses others; another denoiser is for another pipeline.
         processor: The layout of a vector.
         target_model: The network whose parameters are generated. It holds the average of the training checkpoints in
             the generated positions, and works as it stands.
@@ -50,6 +67,7 @@ class PDiffPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]
     metrics: dict[str, Any] | None = None
     _source: Source | None = None
+    _trained: SchedulerMixin | None = None
 
     def __init__(
         self,
@@ -62,51 +80,35 @@ class PDiffPipeline(DiffusionPipeline):
         image_processor_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self._call = _CallState()
         self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
         self.register_modules(processor=processor, target_model=target_model)
         if type(target_model).__module__.split(".")[0] not in LOADABLE_CLASSES:  # a class of the user's
             self.register_to_config(target_model=("pdiff_hf", "AnyTargetModel"))
+        preprocessing = json.loads(json.dumps(image_processor_config, default=lambda value: value.tolist()))
         self.register_to_config(
-            default_num_inference_steps=default_num_inference_steps, image_processor_config=image_processor_config
+            default_num_inference_steps=as_count("default_num_inference_steps", default_num_inference_steps),
+            image_processor_config=preprocessing,
         )
 
-    def check_inputs(
-        self,
-        num_models: int,
-        num_inference_steps: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        output_type: str,
-        temperature: float,
-        callback_on_step_end_tensor_inputs: list[str],
-    ) -> None:
-        """Raises a `ValueError` that names what was given and what was expected."""
-        if num_models < 1 or num_inference_steps < 1:
-            raise ValueError(
-                f"num_models and num_inference_steps must be at least 1, but are {num_models}, {num_inference_steps}."
-            )
-        if isinstance(generator, list) and len(generator) != num_models:
-            raise ValueError(f"{len(generator)} generators were given for {num_models} networks; give one for each.")
-        expected = (num_models, self.denoiser.config.latent_dim)
-        if latents is not None and tuple(latents.shape) != expected:
-            raise ValueError(f"latents must have shape {expected}, but have {tuple(latents.shape)}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, but is {output_type!r}.")
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0, but is {temperature}.")
-        unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
-        if unknown:
-            raise ValueError(f"A callback may ask for {self._callback_tensor_inputs}, but asks for {unknown}.")
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute or component; a scheduler must belong to the denoiser, else `SchedulerError`."""
+        if name == "scheduler":
+            check_scheduler(value, self._trained)
+            self._trained = self._trained or copy.deepcopy(value)
+        super().__setattr__(name, value)
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the sampler in the last call."""
-        return self._num_timesteps
+        """Steps of the sampler in this thread's last call."""
+        return self._call.num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback has asked to stop, by setting `_interrupt`."""
-        return self._interrupt
+        """Whether a callback has asked this thread's call to stop, by setting `_interrupt`."""
+        return self._call.interrupt
+
+    _interrupt = property(lambda self: self.interrupt, lambda self, value: setattr(self._call, "interrupt", value))
 
     @torch.no_grad()
     def __call__(
@@ -133,7 +135,7 @@ class PDiffPipeline(DiffusionPipeline):
             temperature: Factor on the final latents: 1 as trained, 0 gives `decode(0)`.
             return_dict: `False` for a plain tuple.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": …})` after each step; what it
-                returns replaces the latents.
+                returns, a dict, may hold other latents.
             callback_on_step_end_tensor_inputs: Names of what the callback gets.
 
         Returns:
@@ -141,35 +143,38 @@ class PDiffPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: If an argument does not fit, in a sentence that names it.
+            SchedulerError: If the scheduler no longer belongs to the denoiser.
+            NonFiniteParametersError: If a parameter is NaN or infinite.
         """
         # 1. Check inputs
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
-        callback_inputs = callback_on_step_end_tensor_inputs or ["latents"]
-        self.check_inputs(
-            num_models, num_inference_steps, generator, latents, output_type, temperature, callback_inputs
-        )
+        scheduler = copy.deepcopy(self.scheduler)  # other threads draw at the same time
+        check_scheduler(scheduler, self._trained)
+        num_models, temperature = as_count("num_models", num_models), as_temperature(temperature)
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        num_inference_steps = as_count("num_inference_steps", steps, scheduler.config.num_train_timesteps)
+        shape = (num_models, self.denoiser.config.latent_dim)
+        asked = callback_on_step_end_tensor_inputs or []
+        check_arguments(shape, generator, latents, output_type, asked, self._callback_tensor_inputs)
         device, dtype = self._execution_device, self.denoiser.dtype
 
         # 2. Prepare timesteps and initial noise
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        self._num_timesteps, self._interrupt = len(self.scheduler.timesteps), False
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        self._call.num_timesteps, self._call.interrupt = len(scheduler.timesteps), False
         if latents is None:
-            shape = (num_models, self.denoiser.config.latent_dim)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma  # (num_models, latent_dim)
-        extra = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
+        latents = latents.to(device, dtype) * scheduler.init_noise_sigma  # (num_models, latent_dim)
+        extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
         # 3. Denoise
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for i, t in enumerate(self.scheduler.timesteps):
-                if self._interrupt:
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:
+            for i, t in enumerate(scheduler.timesteps):
+                if self.interrupt:
                     continue
-                predicted = self.denoiser(self.scheduler.scale_model_input(latents, t), t).sample
-                latents = self.scheduler.step(predicted, t, latents, **extra).prev_sample
+                predicted = self.denoiser(scheduler.scale_model_input(latents, t), t).sample
+                latents = scheduler.step(predicted, t, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": latents})
-                    latents = changed.pop("latents", latents)
+                    latents = returned_latents(changed, latents)
                 progress_bar.update()
         latents = latents * temperature
 
@@ -177,10 +182,12 @@ class PDiffPipeline(DiffusionPipeline):
         fields: dict[str, Any] = {"latents": latents}
         if output_type != "latent":
             parameters = self.autoencoder.decode(latents.float()).sample  # (num_models, D)
+            self.processor.check(parameters)
             fields = {"parameters": parameters.cpu().numpy() if output_type == "np" else parameters}
         if output_type == "model":
             sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature}
-            drawing = {**self._describe_source(), **sampling, "diffusers_version": diffusers.__version__}
+            drawing = {**describe_source(self._source), "scheduler": type(scheduler).__name__, **sampling}
+            drawing["diffusers_version"] = diffusers.__version__
             provenance = number_draws(num_models, generator, drawing)
             preprocessing = self.config.image_processor_config or {}
             fields["models"] = DrawnNetworks(self.target_model, self.processor, parameters, preprocessing, provenance)
@@ -201,8 +208,8 @@ class PDiffPipeline(DiffusionPipeline):
 
         Takes the arguments of the call. A list of generators, one for each network, gives the networks of one call.
         """
-        if isinstance(generator, list) and len(generator) != num_models:
-            raise ValueError(f"{len(generator)} generators were given for {num_models} networks; give one for each.")
+        num_models, batch_size = as_count("num_models", num_models), as_count("batch_size", batch_size)
+        check_generator(generator, num_models)
         for start in range(0, num_models, batch_size):
             count = min(batch_size, num_models - start)
             output = self(
@@ -213,12 +220,6 @@ class PDiffPipeline(DiffusionPipeline):
                 temperature=temperature,
             )
             yield cast(PDiffPipelineOutput, output)
-
-    def _describe_source(self) -> dict[str, Any]:
-        repository = self._source.repository if self._source else None
-        commit = self._source.folder.name if self._source and repository else None
-        generator = repository.repo_id if repository else None
-        return {"generator": generator, "revision": commit, "scheduler": type(self.scheduler).__name__}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PDiffPipeline:
@@ -251,6 +252,8 @@ class PDiffPipeline(DiffusionPipeline):
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> PDiffPipeline:
         """Makes a pipeline that shares another one's components; see `DiffusionPipeline.from_pipe`."""
+        if "scheduler" in kwargs and "denoiser" not in kwargs:
+            check_scheduler(kwargs["scheduler"], pipeline.scheduler)
         return super().from_pipe(pipeline, **(pipeline.components | kwargs))  # named, they may be of any class
 
     @classmethod

@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..folders import replace_folder
+from .checks import as_count
 from .pipeline_output import NUMBERED, DrawnNetworks
 from .pipeline_pdiff import PDiffPipeline
 
@@ -32,10 +33,9 @@ def sample_to_folder(
         ValueError: If an argument does not fit.
         UnwritableFolderError: If the folder cannot be written.
     """
-    if num_models < 1:
-        raise ValueError(f"num_models must be at least 1, but is {num_models}.")
+    num_models = as_count("num_models", num_models)
     pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_models)]
+    generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(num_models)]
     settings: dict[str, Any] = {"temperature": temperature, "num_inference_steps": num_inference_steps}
     provenance: list[dict[str, Any]] = []
     with replace_folder(output_dir, stale=NUMBERED) as folder, tqdm(total=num_models, desc="drawing networks") as bar:

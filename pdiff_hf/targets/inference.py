@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -99,6 +100,10 @@ def iter_logits(
     if target_model.training:
         raise ValueError(f"{type(target_model).__name__} is in training mode; call .eval() on it first.")
     reference = next(target_model.parameters())
+    # Other threads may use the network at the same time: a copy over the same tensors has its own places for generated
+    # ones, which functional_call puts into a module for the time of a call.
+    shared = {id(tensor): tensor for tensor in (*target_model.parameters(), *target_model.buffers())}
+    target_model = copy.deepcopy(target_model, shared)
     tensors = processor.unflatten(parameters.to(reference.device, reference.dtype))  # each (n, *shape)
     count, inputs = count_inputs(inputs), move_inputs(inputs, reference)
     evaluate, batch_size = _plan_evaluation(target_model, processor, tensors, take_inputs(inputs, slice(1)))

@@ -129,5 +129,6 @@ def test_files_of_a_component_that_is_given_are_not_fetched(
     pipe = load(pushed, **{given: component})
 
     assert getattr(pipe, given) is component
-    assert resolved(hub) == {name for name in NEEDED if not name.startswith(f"{given}/")}
+    unread = () if given == "scheduler" else f"{given}/"  # the stored scheduler tells what the denoiser has learned
+    assert resolved(hub) == {name for name in NEEDED if not name.startswith(unread)}
     assert torch.isfinite(draw(pipe)).all()

@@ -1,4 +1,4 @@
-"""`PDiffPipeline`: outputs, randomness, arguments, saving, schedulers and the drawn networks."""
+"""`PDiffPipeline`: outputs, randomness, arguments, saving and the drawn networks."""
 
 from __future__ import annotations
 
@@ -10,29 +10,20 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
     CheckpointSplit,
-    MLPParameterDenoiser,
     PDiffPipeline,
     Recipe,
     fit,
-    fit_denoiser,
-    load_recipe,
     make_processor,
 )
 from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.pipelines.sampling import sample_to_folder
+from pdiff_hf.targets.processing_parameters import NonFiniteParametersError
 
-SCHEDULERS = [
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "EulerDiscreteScheduler",
-]
 COMPONENTS = ["autoencoder", "denoiser", "target_model"]
 
 
@@ -172,14 +163,26 @@ def test_temperature_scales_the_final_latents_and_zero_gives_the_average(tiny_pi
     [
         ({"num_models": 0}, "num_models"),
         ({"num_models": -1}, "num_models"),
+        ({"num_models": 2.0}, "num_models must be a whole number of at least 1, but is 2.0"),
+        ({"num_models": np.float64(2)}, "num_models must be a whole number"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": -2}, "num_inference_steps"),
+        ({"num_inference_steps": 9999}, "num_inference_steps must be .* at most 1000, but is 9999"),
+        ({"generator": 0}, "generator must be a torch.Generator or a list of them, but is 0"),
+        ({"generator": [0]}, r"generator must be a torch.Generator or a list of them, but is \[0\]"),
         ({"num_models": 3, "generator": generators(0, 1)}, "2 generators were given for 3 networks"),
         ({"num_models": 2, "latents": torch.zeros(2, 3)}, r"latents must have shape \(2, 4\)"),
         ({"num_models": 2, "latents": torch.zeros(1, 4)}, r"latents must have shape \(2, 4\)"),
+        ({"latents": np.zeros((1, 4))}, "latents must be a torch.Tensor, but are a ndarray"),
+        ({"latents": torch.full((1, 4), float("nan"))}, "latents must be finite"),
         ({"output_type": "pil"}, "output_type must be one of .* 'pil'"),
-        ({"temperature": -0.1}, "temperature must be at least 0, but is -0.1"),
+        ({"temperature": -0.1}, "temperature must be a finite number of at least 0, but is -0.1"),
+        ({"temperature": float("nan")}, "temperature must be a finite number .*, but is nan"),
+        ({"temperature": np.float32("inf")}, "temperature must be a finite number .*inf"),
+        ({"temperature": None}, "temperature must be a finite number .*, but is None"),
         ({"callback_on_step_end_tensor_inputs": ["latents", "noise"]}, "asks for .*'noise'"),
+        ({"callback_on_step_end": lambda *_: None}, "callback_on_step_end must return a dict, .* returned None"),
+        ({"callback_on_step_end": lambda *_: {"latents": torch.zeros(3)}}, r"latents must have shape \(1, 4\)"),
     ],
 )
 def test_a_wrong_argument_is_refused_in_one_sentence(tiny_pipeline: PDiffPipeline, arguments: dict, sentence: str):
@@ -189,6 +192,42 @@ def test_a_wrong_argument_is_refused_in_one_sentence(tiny_pipeline: PDiffPipelin
     text = str(raised.value)
     assert text.endswith(".")
     assert "\n" not in text
+
+
+def test_latents_that_overflow_draw_no_networks(tiny_pipeline: PDiffPipeline):
+    with pytest.raises(NonFiniteParametersError, match="NaN or infinite"):
+        tiny_pipeline(temperature=1e39)
+
+
+def test_numbers_of_numpy_are_taken_as_numbers_and_saved(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    expected = tiny_pipeline(3, num_inference_steps=5, generator=generators(0, 1, 2), temperature=0.5)
+    numbers = {"num_models": np.int64(3), "num_inference_steps": np.int32(5), "temperature": np.float32(0.5)}
+
+    out = tiny_pipeline(**numbers, generator=generators(0, 1, 2))
+    out.save_pretrained(tmp_path / "drawn")
+
+    assert torch.equal(out.parameters, expected.parameters)
+    assert out.models.provenance == expected.models.provenance
+    sample_to_folder(tiny_pipeline, tmp_path / "sampled", **numbers, seed=np.int64(7))
+    provenance = json.loads((tmp_path / "sampled" / "00002" / "provenance.json").read_text(encoding="utf-8"))
+    assert (provenance["seed"], provenance["temperature"]) == (9, 0.5)
+
+
+def test_a_pipeline_made_with_numbers_of_numpy_is_saved(tiny_pipeline: PDiffPipeline, tmp_path: Path):
+    preprocessing = {
+        "image_mean": np.array([0.25]),
+        "size": {"height": np.int64(8)},
+        "rescale_factor": np.float32(0.5),
+    }
+    pipe = PDiffPipeline(
+        **tiny_pipeline.components, default_num_inference_steps=np.int64(7), image_processor_config=preprocessing
+    )
+
+    pipe.save_pretrained(tmp_path)
+
+    loaded = PDiffPipeline.from_pretrained(tmp_path)
+    assert loaded.config.default_num_inference_steps == 7
+    assert loaded.config.image_processor_config["image_mean"] == [0.25]
 
 
 # Callbacks
@@ -203,6 +242,7 @@ def test_a_callback_sees_and_replaces_the_latents_of_every_step(tiny_pipeline: P
 
     latents = tiny_pipeline(2, num_inference_steps=5, output_type="latent", callback_on_step_end=callback).latents
 
+    tiny_pipeline.scheduler.set_timesteps(5)
     assert calls == [(i, t, (2, 4)) for i, t in enumerate(tiny_pipeline.scheduler.timesteps.tolist())]
     assert len(calls) == tiny_pipeline.num_timesteps == 5
     assert torch.equal(latents, torch.full((2, 4), 0.25))
@@ -324,67 +364,6 @@ def test_generated_parameters_stay_float32_in_a_bfloat16_pipeline(
     assert logits.shape == (2, 3, 10)
 
 
-# Schedulers
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_can_be_swapped_in_and_keeps_the_spread(tiny_pipeline: PDiffPipeline, scheduler: str):
-    tiny_pipeline.scheduler = getattr(diffusers, scheduler).from_config(tiny_pipeline.scheduler.config)
-    first, second = parameters_of(tiny_pipeline, 0, 1)
-    assert first.isfinite().all()
-    assert not torch.allclose(first, second)
-
-    # An untrained denoiser outputs zeros: in v-prediction the exact denoiser of a standard Gaussian.
-    tiny_pipeline.denoiser = MLPParameterDenoiser(latent_dim=4, width=8, num_blocks=1)
-    latents = tiny_pipeline(2000, num_inference_steps=100, generator=generators(0)[0], output_type="latent").latents
-
-    assert 0.95 < latents.std().item() < 1.05
-    assert abs(latents.mean().item()) < 0.05
-
-
-class ExactGaussianDenoiser(MLPParameterDenoiser):
-    """The denoiser of a standard Gaussian in epsilon- or v-prediction, without anything learned."""
-
-    def __init__(self, latent_dim: int, scheduler: DDPMScheduler) -> None:
-        super().__init__(latent_dim, width=8, num_blocks=1)
-        self.alphas_cumprod = scheduler.alphas_cumprod
-        self.predicts_noise = scheduler.config.prediction_type == "epsilon"
-
-    def forward(self, sample, timestep, return_dict=True):
-        output = super().forward(sample, timestep)  # zeros
-        if self.predicts_noise:
-            output.sample = (1 - self.alphas_cumprod[int(timestep)]) ** 0.5 * sample
-        return output
-
-
-@pytest.mark.parametrize("recipe", ["fast", "paper"])
-def test_the_shipped_sampler_keeps_the_spread_of_an_exact_gaussian(tiny_pipeline: PDiffPipeline, recipe: str):
-    settings = load_recipe(recipe).denoiser
-    num_inference_steps = settings.num_inference_steps
-    settings.max_train_steps, settings.type = 1, "mlp"
-    _, scheduler = fit_denoiser(torch.randn(8, 4, generator=generators(0)[0]), settings)
-    tiny_pipeline.scheduler = scheduler
-    tiny_pipeline.denoiser = ExactGaussianDenoiser(4, scheduler)
-
-    latents = tiny_pipeline(
-        1000, num_inference_steps=num_inference_steps, generator=generators(1)[0], output_type="latent"
-    ).latents
-
-    assert 0.95 < latents.std().item() < 1.05
-
-
-@pytest.mark.parametrize("scheduler", ["DDPMScheduler", "DDIMScheduler"])
-def test_latents_are_never_clipped(tiny_pipeline: PDiffPipeline, tmp_path: Path, scheduler: str):
-    tiny_pipeline.save_pretrained(tmp_path)
-    pipe = PDiffPipeline.from_pretrained(tmp_path)
-
-    swapped = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
-
-    assert swapped.config.clip_sample is False
-    assert swapped.config.timestep_spacing == "trailing"
-    assert swapped.config.prediction_type == "v_prediction"
-
-
 # Drawn networks
 
 
@@ -489,6 +468,12 @@ def test_iter_draws_all_networks_in_batches(tiny_pipeline: PDiffPipeline):
     assert len(torch.cat([out.parameters for out in one]).unique(dim=0)) == 7
     vectors = torch.cat([out.parameters for out in listed])
     torch.testing.assert_close(vectors, parameters_of(tiny_pipeline, 0, 1, 2, 3, 4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("arguments", [{"num_models": 0}, {"num_models": 2, "batch_size": 0}])
+def test_iter_refuses_to_draw_nothing(tiny_pipeline: PDiffPipeline, arguments: dict):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, but is 0"):
+        list(tiny_pipeline.iter(**arguments))
 
 
 def test_iter_refuses_a_list_of_generators_of_another_length(tiny_pipeline: PDiffPipeline):
