@@ -87,7 +87,7 @@ class AdaptedModel(PreTrainedModel):
             adapter["base_model_name_or_path"] = None  # a local path is meaningless on other machines
         if isinstance(adapter.get("target_modules"), str):  # a pattern
             adapter["target_modules"] = sorted(peft_model.base_model.targeted_module_names)
-        adapter = adapter_settings(json.loads(json.dumps(adapter)))
+        adapter = adapter_settings(json.loads(json.dumps(adapter, default=sorted)))  # sets become lists
         config = AdaptedConfig(
             base_class=type(base).__name__,
             base_config={key: value for key, value in base.config.to_dict().items() if key != "_name_or_path"},
