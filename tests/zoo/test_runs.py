@@ -345,11 +345,11 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
     resumed = dataclasses.replace(state, resume_from_checkpoint="latest")
     trained: list[int] = []
 
-    def interrupted_once(*arguments: Any) -> torch.Tensor:
+    def interrupted_once(*arguments: Any, **settings: Any) -> torch.Tensor:
         trained.append(len(arguments[3]))
         if len(trained) == 3:
             raise RuntimeError("the machine is switched off")
-        return train_group(*arguments)
+        return train_group(*arguments, **settings)
 
     def collect(state: RunSettings | None, settings: MultiRunSettings = settings) -> torch.Tensor:
         return everything(collect_runs(digits, load_target(settings, digits), settings, state))
