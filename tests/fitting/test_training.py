@@ -156,14 +156,6 @@ def test_the_zoo_is_what_was_asked_for(checkpoints: Path):
 
     assert {split: len(rows) for split, rows in zoo.splits.items()} == {"train": 16, "validation": 4, "test": 8}
     assert zoo.splits["test"].run == ["trajectory"] * 4 + ["branch-1"] * 4
-    steps = {
-        split: [step for step, name in zip(rows.step, rows.run, strict=True) if name == "trajectory"]
-        for split, rows in zoo.splits.items()
-    }
-    assert min(steps["train"]) == 5  # after the burn-in
-    for split, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        assert min(abs(a - b) for a in steps[split] for b in steps[other]) > 3  # the gap
-    assert min(steps["test"]) < max(steps["train"])  # no split is merely later
     average = zoo.processor.flatten(zoo.target_model.state_dict())
     torch.testing.assert_close(average, zoo.zoo.parameters.mean(0))
     assert all(0.2 < value <= 1 for value in zoo.zoo.validation_score)  # ten classes
