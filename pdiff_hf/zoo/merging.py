@@ -80,8 +80,8 @@ def append_checkpoints(
 ) -> str:
     """Adds checkpoints to a dataset on the Hub, which is made if need be, while others may add theirs.
 
-    What is there is read, merged and pushed on top of the commit that was read; if someone else was faster, all of it
-    is done again. Rows that are there already are not added twice, so that it may be repeated after any failure.
+    What is there is read, merged and pushed on top of the commit that was read, again if someone else was faster.
+    Rows that are there already are not added twice, so that it may be repeated after any failure.
 
     Args:
         checkpoints: The rows to add.

@@ -81,8 +81,7 @@ def interleaved_splits(
     """
     if num_train < 1 or num_blocks < 1:
         raise ValueError(
-            f"A zoo needs at least one checkpoint to learn from and one block, but {num_train} in {num_blocks} blocks "
-            "were asked for."
+            f"A zoo needs a checkpoint to learn from and a block, not {num_train} in {num_blocks} blocks."
         )
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     uneven = {split: count for split, count in counts.items() if count % num_blocks}

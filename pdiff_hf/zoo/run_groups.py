@@ -68,12 +68,10 @@ def train_group(
     the same batches, but its sums may be added in another order.
 
     Args:
-        model: The target, on the device of `pixel_values`.
-        processor: The layout of what is trained.
+        model, processor: The target, and the layout of what is trained.
         start: Where the runs start, `(n, D)`.
         seeds: The seed of each run, which decides its batches.
-        pixel_values: The train images, preprocessed: `(images, channels, height, width)`.
-        labels: Their labels `(images,)`, classes or values, on the same device.
+        pixel_values, labels: `(images, channels, height, width)` and `(images,)`, on the device of the model.
         optimization: How each run is trained.
         recorded: The k steps, ascending and from 0, after which a checkpoint is kept.
         augmentation: A function of a run's batch and its own generator.

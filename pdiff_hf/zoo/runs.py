@@ -176,10 +176,9 @@ def _require_shared_statistics(
     if fed:
         raise ValueError(
             f"Generated tensors feed BatchNorms of {type(model).__name__} ({', '.join(fed)}): runs from initial "
-            "weights of their own would need running statistics of their own, which are no part of a vector. Let all "
-            "runs branch from one trained network and share its statistics (--trunk_steps 300, or "
-            "--shared_initialization with --model_name_or_path), or choose a network without BatchNorm (a "
-            'pdiff_convnet with --model_config \'{"normalization": "layer"}\').'
+            "weights of their own would need running statistics of their own, which are no part of a vector. Share "
+            "those of one network (--trunk_steps 300, or --shared_initialization with --model_name_or_path), or take "
+            'a network without BatchNorm (a pdiff_convnet with --model_config \'{"normalization": "layer"}\').'
         )
 
 

@@ -111,12 +111,7 @@ def augmentation_of(settings: CollectionSettings) -> partial | None:
 def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> CollectionSettings:
     """Returns the settings with which a zoo was collected, so that the same images can be loaded again.
 
-    Args:
-        checkpoints: The zoo.
-        dataset_name: Where the images are now, if elsewhere; needed for a zoo that was recorded from another loop.
-
-    Raises:
-        ValueError: If neither the zoo nor `dataset_name` names the images.
+    `dataset_name` is where they are now, if elsewhere; a zoo that was recorded from another loop needs it.
     """
     collected = checkpoints.collection.get("settings")
     if collected is not None:

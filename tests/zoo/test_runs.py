@@ -330,7 +330,7 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     settings = dataclasses.replace(SETTINGS, target_train_steps=2)
-    state = RunSettings(str(tmp_path))
+    state = RunSettings(str(tmp_path / "zoo"))
     resumed = dataclasses.replace(state, resume_from_checkpoint="latest")
     trained: list[int] = []
 
@@ -347,7 +347,7 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
     monkeypatch.setattr(collecting_runs, "train_group", interrupted_once)
     with pytest.raises(RuntimeError, match="switched off"):
         collect(state)
-    (tmp_path / "runs" / "unfinished-group-000008.safetensors").write_bytes(b"half")  # killed while it was written
+    (state.folder / "runs" / "unfinished-group-000008.safetensors").write_bytes(b"half")  # killed while it was written
     with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
         collect(state)
     with pytest.raises(FileExistsError, match="other settings"):
