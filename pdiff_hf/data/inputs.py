@@ -165,8 +165,7 @@ class TensorData:
         """Takes the columns of a tokenized `datasets.DatasetDict` with the splits train, validation and test.
 
         Args:
-            dataset: Its rows are all of one length in each of the columns.
-            columns: What the network takes, by the names of its arguments.
+            columns: What the network takes, by the names of its arguments; all rows are of one length.
             label_column: Whole numbers from 0, which are classes, or floating-point values.
 
         Raises:

@@ -80,9 +80,7 @@ def interleaved_splits(
     `gap` unrecorded steps (`None`) after each block keep near-copies of one split's checkpoints out of the others.
     """
     if num_train < 1 or num_blocks < 1:
-        raise ValueError(
-            f"A zoo needs a checkpoint to learn from and a block, not {num_train} in {num_blocks} blocks."
-        )
+        raise ValueError(f"A zoo needs checkpoints to learn from, in blocks, not {num_train} in {num_blocks} blocks.")
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     uneven = {split: count for split, count in counts.items() if count % num_blocks}
     if uneven:

@@ -54,7 +54,6 @@ def collect_runs(
     Args:
         images: Train images fit, validation images fill the columns `validation_score` and `validation_loss`.
         model: The target. It is trained in place for `trunk_steps`; fresh runs are built from its class and config.
-        settings: Subset, how a run is trained, how many there are and what they share.
         state: Where finished groups are saved, if anywhere.
 
     Raises:

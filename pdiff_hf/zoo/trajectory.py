@@ -36,7 +36,6 @@ def collect(
     Args:
         images: Train images fit, validation images fill the columns `validation_score` and `validation_loss`.
         model: The target; it is trained in place.
-        settings: What to do.
         state: Where to save the state of training, if anywhere.
 
     Raises, before anything is trained:
