@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -36,13 +35,10 @@ def make_accelerator(run: RunSettings | None, settings: OptimizationSettings) ->
 
 
 def step_generator(seed: int, step: int, stream: str = "batches", process: int = 0) -> torch.Generator:
-    """Returns a CPU generator that depends on its arguments alone, whatever happened before.
-
-    A loop that draws its batches and noise from it resumes bit for bit.
+    """Returns a CPU generator that depends on its arguments alone, so that a loop resumes bit for bit.
 
     Args:
-        seed: Seed of the training.
-        step: Number of the step.
+        seed, step: Of the training.
         stream: What is drawn, a key of `STREAMS`.
         process: Index of the process, where each draws for itself; only in the last stream of a training.
     """
@@ -62,11 +58,9 @@ class Stopwatch:
         return time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, float]:
-        """Returns the seconds until now."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Goes on from the seconds that were saved."""
         self.started = time.perf_counter() - state_dict["seconds"]
 
 
@@ -113,9 +107,6 @@ def training_steps(
 
     Everything that changes must be known to the accelerator: prepared, or registered for checkpointing. A state is
     written under a temporary name and renamed, so that a killed process leaves no half-written one.
-
-    Raises:
-        FileExistsError: If there is a state of an unfinished training, but resuming was not asked for.
     """
     first = 0 if run is None else _resume(accelerator, run)
     remaining = range(min(first, max_train_steps), max_train_steps)
@@ -142,7 +133,7 @@ def _resume(accelerator: Accelerator, run: RunSettings) -> int:
             return 0
         folder = saved[-1]
     accelerator.load_state(str(folder))
-    return _step_of(folder) or 0
+    return _step_of(folder)
 
 
 def _save(accelerator: Accelerator, run: RunSettings, step: int) -> None:
@@ -161,10 +152,9 @@ def _save(accelerator: Accelerator, run: RunSettings, step: int) -> None:
 
 
 def _saved_states(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if _step_of(path) is not None]
-    return sorted(found, key=lambda path: _step_of(path) or 0)
+    found = folder.glob("checkpoint-*")
+    return sorted((path for path in found if path.name.removeprefix("checkpoint-").isdigit()), key=_step_of)
 
 
-def _step_of(folder: Path) -> int | None:
-    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-    return int(match[1]) if match else None
+def _step_of(state: Path) -> int:
+    return int(state.name.removeprefix("checkpoint-"))

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
-from .inputs import BatchError, fingerprint_tensors, label_tensor, name_labels
+from .inputs import BatchError, TensorSplit, label_tensor, name_labels
 from .named_datasets import DATASETS
 
 SHUFFLE_BUFFER = 1000  # images of a stream that are held to be shuffled, beside the order of its files
@@ -61,23 +61,19 @@ class Preprocessing:
         return cls(config["size"]["height"], tuple(config["image_mean"]), tuple(config["image_std"]))
 
 
-@dataclass(frozen=True)
-class ImageSplit:
+class ImageSplit(TensorSplit):
     """Images `(n, channels, image_size, image_size)` uint8, and labels `(n,)`: classes int64 or values float32."""
 
-    pixels: torch.Tensor
-    labels: torch.Tensor
+    features: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def pixels(self) -> torch.Tensor:
+        """The images."""
+        return self.features
 
-    def take(self, indices: torch.Tensor) -> ImageSplit:
-        """Returns the images at `indices`, `(k,)` int64."""
-        return ImageSplit(self.pixels[indices], self.labels[indices])
-
-    def fingerprint(self) -> str:
-        """Returns a SHA-256 of the images and labels."""
-        return fingerprint_tensors([self.pixels, self.labels])
+    def take(self, rows: slice | torch.Tensor) -> ImageSplit:
+        """Returns some of the images: a slice of them, or those at `(k,)` int64."""
+        return ImageSplit(self.pixels[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def load_images(
     Normalization is per channel, measured on the train images.
 
     Args:
-        dataset_name: `digits`, a name in `DATASETS`, a Hub id, or a local folder.
+        dataset_name: See above.
         image_size: Images are resized to this height and width in pixels.
         split_seed: Seed of the permutation that splits.
         validation_fraction: Share of the train images, in (0, 1).
@@ -133,23 +129,21 @@ def load_images(
         max_eval_images: Keep this many validation and this many test images at most, permuted by `split_seed`.
 
     Raises:
-        ImageDataError: If there is nothing to train on, no label column, unlabeled images, or only one class or value;
-            or if a data set that is streamed is asked for as a whole.
+        ImageDataError: If there is nothing to learn from, or a data set that is streamed is asked for as a whole.
     """
     if dataset_name == "digits":
-        train, validation, test, label_names = _load_digits(image_size, split_seed)
-        train = train.take(torch.arange(len(train))[:max_train_images])
-        validation, test = (split.take(torch.arange(len(split))[:max_eval_images]) for split in (validation, test))
+        everything, label_names = _load_digits(image_size), [str(digit) for digit in range(10)]
+        rows = _permute(len(everything), split_seed).split([700, 300, 797])
+        most = (max_train_images, max_eval_images, max_eval_images)
+        train, validation, test = (everything.take(own[:limit]) for own, limit in zip(rows, most, strict=True))
     else:
-        limits = (max_train_images, max_eval_images)
-        source = _Source.open(dataset_name, image_column, label_column, limits, image_size, split_seed)
-        train, validation, test = source.split(validation_fraction, *limits)
+        bounded = None not in (max_train_images, max_eval_images)
+        source = _Source(dataset_name, image_column, label_column, image_size, split_seed, bounded)
+        train, validation, test = source.split(validation_fraction, max_train_images, max_eval_images)
         label_names = name_labels(train.labels, source.rows["train"].features[source.label_column])
-    for name, split in (("train", train), ("validation", validation), ("test", test)):
+    for name, split in {"train": train, "validation": validation, "test": test}.items():
         if len(split) == 0:
-            raise ImageDataError(
-                f"The {name} split of {dataset_name!r} is empty; each split needs at least one image."
-            )
+            raise ImageDataError(f"The {name} split of {dataset_name!r} is empty, but needs at least one image.")
     distinct = train.labels.unique()
     if len(distinct) < 2:
         raise ImageDataError(
@@ -158,46 +152,26 @@ def load_images(
         )
     scaled = train.pixels.double() / 255
     mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3)).clamp(min=1e-3)
-    preprocessing = Preprocessing(
-        image_size, tuple(round(m, 6) for m in mean.tolist()), tuple(round(s, 6) for s in std.tolist())
-    )
-    return ImageData(train, validation, test, label_names, preprocessing)
+    statistics = [tuple(round(value, 6) for value in values.tolist()) for values in (mean, std)]
+    return ImageData(train, validation, test, label_names, Preprocessing(image_size, *statistics))
 
 
-def _load_digits(image_size: int, split_seed: int) -> tuple[ImageSplit, ImageSplit, ImageSplit, list[str]]:
+def _load_digits(image_size: int) -> ImageSplit:
     digits = load_digits()
     pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)  # gray levels are 0 to 16
     pixels = functional.interpolate(pixels, size=(image_size, image_size), mode="bilinear")
-    everything = ImageSplit(pixels.round().to(torch.uint8), torch.from_numpy(digits.target).long())
-    train, validation, test = _permute(len(everything), split_seed).split([700, 300, 797])
-    names = [str(digit) for digit in range(10)]
-    return everything.take(train), everything.take(validation), everything.take(test), names
+    return ImageSplit(pixels.round().to(torch.uint8), torch.from_numpy(digits.target).long())
 
 
-@dataclass(frozen=True)
 class _Source:
     """The splits of a data set, and how their rows become tensors."""
 
-    rows: dict[str, datasets.Dataset | datasets.IterableDataset]
-    image_column: str
-    label_column: str
-    mode: str  # "L" or "RGB"
-    image_size: int
-    seed: int
-
-    @classmethod
-    def open(
-        cls,
-        name: str,
-        image_column: str | None,
-        label_column: str | None,
-        limits: tuple[int | None, int | None],
-        image_size: int,
-        seed: int,
-    ) -> _Source:
-        """Finds a data set and its columns."""
+    def __init__(
+        self, name: str, image_column: str | None, label_column: str | None, image_size: int, seed: int, bounded: bool
+    ) -> None:
+        self.image_size, self.seed = image_size, seed
         known = None if os.path.exists(name) else DATASETS.get(name)
-        if known is not None and known.streaming and None in limits:
+        if known is not None and known.streaming and not bounded:
             raise ImageDataError(
                 f"{name!r} is read as a stream, so state how much of it is wanted: --max_train_images, and "
                 "--max_eval_images for the validation and the test images each."
@@ -213,16 +187,15 @@ class _Source:
             ) from error
         if "train" not in loaded:
             raise ImageDataError(f"{name!r} has the splits {sorted(loaded)}, but a 'train' split is needed.")
-        rows = dict(loaded)
+        self.rows = rows = dict(loaded)
         if known is not None:
             image_column, label_column = image_column or known.image_column, label_column or known.label_column
-        image_column = image_column or _find_column(rows["train"], datasets.Image, "image")
-        label_column = label_column or _find_column(rows["train"], datasets.ClassLabel, "label")
+        self.image_column = image_column or _find_column(rows["train"], datasets.Image, "image")
+        self.label_column = label_column or _find_column(rows["train"], datasets.ClassLabel, "label")
         first = next(iter(rows["train"]), None)
-        gray = first is not None and first[image_column].mode in ("1", "L", "I", "I;16")
+        self.gray = first is not None and first[self.image_column].mode in ("1", "L", "I", "I;16")
         if "test" not in rows and "validation" in rows:
             rows["test"] = rows.pop("validation")
-        return cls(rows, image_column, label_column, "L" if gray else "RGB", image_size, seed)
 
     def split(
         self, validation_fraction: float, max_train_images: int | None, max_eval_images: int | None
@@ -250,11 +223,11 @@ class _Source:
         elif stop is not None:
             rows = rows.select(_permute(len(rows), self.seed)[start:stop].tolist())
         most = len(rows) if isinstance(rows, datasets.Dataset) else (stop or 0) - start
-        size, channels = self.image_size, 1 if self.mode == "L" else 3
+        size, channels, mode = self.image_size, 1 if self.gray else 3, "L" if self.gray else "RGB"
         pixels = np.empty((most, size, size, channels), dtype=np.uint8)
         labels: list[Any] = []
         for row in rows.select_columns([self.image_column, self.label_column]):
-            resized = row[self.image_column].convert(self.mode).resize((size, size), Image.Resampling.BILINEAR)
+            resized = row[self.image_column].convert(mode).resize((size, size), Image.Resampling.BILINEAR)
             pixels[len(labels)] = np.asarray(resized).reshape(size, size, channels)
             labels.append(row[self.label_column])
         read = torch.from_numpy(pixels[: len(labels)]).permute(0, 3, 1, 2).contiguous()
@@ -265,11 +238,9 @@ class _Source:
 
 
 def _find_column(rows: datasets.Dataset | datasets.IterableDataset, kind: type, fallback: str) -> str:
-    for column, feature in rows.features.items():
-        if isinstance(feature, kind):
-            return column
-    if fallback in rows.features:
-        return fallback
+    typed = [column for column, feature in rows.features.items() if isinstance(feature, kind)]
+    if typed or fallback in rows.features:
+        return [*typed, fallback][0]
     raise ImageDataError(f"No {kind.__name__} column among {list(rows.features)}; name it with --{fallback}_column.")
 
 

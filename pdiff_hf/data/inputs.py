@@ -24,22 +24,17 @@ class BatchError(ValueError):
 
 
 def count_inputs(inputs: Inputs) -> int:
-    """Returns the number of examples.
-
-    Raises:
-        BatchError: If these are no tensors, none at all, or tensors of different lengths.
-    """
+    """Returns the number of examples; `BatchError` unless all are tensors of one length."""
     tensors = dict(inputs) if isinstance(inputs, Mapping) else {"the tensor": inputs}
-    lengths = {len(tensor) for tensor in tensors.values() if isinstance(tensor, torch.Tensor) and tensor.ndim}
-    if len(lengths) != 1 or not all(isinstance(tensor, torch.Tensor) and tensor.ndim for tensor in tensors.values()):
-        shown = {
-            name: tuple(getattr(tensor, "shape", ())) or type(tensor).__name__ for name, tensor in tensors.items()
-        }
+    shapes = {name: tuple(t.shape) if isinstance(t, torch.Tensor) else () for name, t in tensors.items()}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or lengths == {()}:
+        shown = {name: shape or type(tensors[name]).__name__ for name, shape in shapes.items()}
         raise BatchError(
             "Inputs are one tensor or a mapping of tensors, each with one row per example, but the ones given are "
             f"{shown}; pad token sequences to one length (padding='max_length', return_tensors='pt')."
         )
-    return lengths.pop()
+    return lengths.pop()[0]
 
 
 def take_inputs(inputs: Inputs, rows: slice | torch.Tensor) -> Inputs:
@@ -72,11 +67,7 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def label_tensor(labels: Sequence[Any]) -> torch.Tensor:
-    """Returns labels as a tensor `(n,)`: whole numbers, which are classes, int64; floating-point values float32.
-
-    Raises:
-        BatchError: If there are others.
-    """
+    """Returns labels as a tensor `(n,)`: classes, which are whole numbers from 0, int64; finite values float32."""
     if labels and all(isinstance(label, float) and math.isfinite(label) for label in labels):
         return torch.tensor(labels, dtype=torch.float32)
     wrong = [label for label in labels if not isinstance(label, int) or label < 0]
@@ -130,11 +121,7 @@ class LabeledData(Protocol):
 
 @dataclass(frozen=True)
 class TensorSplit:
-    """Examples as the network takes them, for example tokenized texts of one length, and their labels `(n,)`.
-
-    Raises:
-        BatchError: If there is not one label for each example.
-    """
+    """Examples as the network takes them, such as tokenized texts of one length, and a label for each `(n,)`."""
 
     features: Inputs
     labels: torch.Tensor
@@ -149,7 +136,10 @@ class TensorSplit:
     def fingerprint(self) -> str:
         """Returns a SHA-256 of the examples and labels."""
         tensors = dict(self.features) if isinstance(self.features, Mapping) else {"": self.features}
-        return fingerprint_tensors([*(tensors[name] for name in sorted(tensors)), self.labels])
+        digest = hashlib.sha256()
+        for tensor in [*(tensors[name] for name in sorted(tensors)), self.labels]:
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -175,8 +165,7 @@ class TensorData:
         """Takes the columns of a tokenized `datasets.DatasetDict` with the splits train, validation and test.
 
         Args:
-            dataset: Its rows are all of one length in each of the columns.
-            columns: What the network takes, by the names of its arguments.
+            columns: What the network takes, by the names of its arguments; all rows are of one length.
             label_column: Whole numbers from 0, which are classes, or floating-point values.
 
         Raises:
@@ -204,11 +193,3 @@ class TensorData:
                 ) from error
             splits[name] = TensorSplit(features, label_tensor(list(rows[label_column])))
         return cls(**splits, label_names=name_labels(splits["train"].labels, dataset["train"].features[label_column]))
-
-
-def fingerprint_tensors(tensors: Sequence[torch.Tensor]) -> str:
-    """Returns a SHA-256 of tensors' values, one after another."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

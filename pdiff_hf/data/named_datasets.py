@@ -9,23 +9,14 @@ import datasets
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """One data set on the Hub.
-
-    Args:
-        hub_id: The repository, or a folder.
-        image_column: Column of the images.
-        label_column: Column of the labels, whole numbers from 0.
-        validation_split: What chooses, if the data set has it; by default it is cut off from the train split.
-        test_split: What is reported.
-        streaming: Read only as many images as are asked for; the data set is too large to be downloaded.
-    """
+    """One data set on the Hub; whole numbers from 0 label its images."""
 
     hub_id: str
     image_column: str = "image"
     label_column: str = "label"
-    validation_split: str | None = None
-    test_split: str = "test"
-    streaming: bool = False
+    validation_split: str | None = None  # by default cut off from the train split
+    test_split: str = "test"  # what is reported
+    streaming: bool = False  # read only as many images as are asked for; it is too large to be downloaded
 
     def load(self) -> dict[str, datasets.Dataset | datasets.IterableDataset]:
         """Returns the splits by the names `train`, `validation` (where there is one) and `test`."""

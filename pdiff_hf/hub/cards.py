@@ -34,14 +34,12 @@ _ADDRESS = re.compile(r"<!-- (?:Repository:|This card speaks of) (\S+) -->")  # 
 
 def write_checkpoints_card(
     folder: str | os.PathLike,
-    processor: Any,  # ParameterProcessor
-    target_class: str,
+    checkpoints: Any,  # Checkpoints
     score_name: str,
-    splits: Mapping[str, Any],  # of CheckpointSplit
     features: Sequence[dict[str, Any]],  # the columns, as `datasets` writes them into a card
-    collection: Mapping[str, Any],
 ) -> None:
     """Writes the README.md of a checkpoints dataset into its folder."""
+    splits, processor, collection = checkpoints.splits, checkpoints.processor, checkpoints.collection
     settings = dict(collection.get("settings") or {})
     filled = {name: rows for name, rows in splits.items() if len(rows)}
     count = sum(map(len, splits.values()))
@@ -56,7 +54,7 @@ def write_checkpoints_card(
     text = render(
         "checkpoints_dataset.md",
         card_data,
-        target_class=target_class,
+        target_class=type(checkpoints.target_model).__name__,
         score_name=score_name,
         subset_description=describe_layout(processor.names),
         parameter_dim=processor.parameter_dim,

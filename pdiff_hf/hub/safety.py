@@ -52,7 +52,7 @@ def _is_cached(root: Path, real: Path) -> bool:
     """Tells whether `real` is a blob of the repository, or shared by all, whose snapshot holds `root`."""
     repository = next((place.parents[1] for place in (root, *root.parents) if place.parent.name == "snapshots"), None)
     blobs = () if repository is None else (repository / "blobs", repository.parent / "blobs")
-    return bool(CHECKSUM.fullmatch(real.name)) and any(real.is_relative_to(place) for place in blobs)
+    return any(real.is_relative_to(place) for place in blobs)
 
 
 def own_files(folder: Path, patterns: Iterable[str]) -> list[str]:

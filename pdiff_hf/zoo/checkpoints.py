@@ -53,22 +53,13 @@ class CheckpointSplit:
         seed: Seed of the run.
         further: Optional columns (`validation_score`, `validation_loss`, `condition`) and any others. One that is
             None is left out; a number that was not measured is NaN, another value that is not known None.
-
-    Raises:
-        CheckpointsError: If a column has another length than `parameters`.
     """
 
     parameters: torch.Tensor
     columns: dict[str, list]
 
     def __init__(
-        self,
-        parameters: torch.Tensor,
-        *,
-        run: list[str],
-        step: list[int],
-        seed: list[int],
-        **further: list | None,
+        self, parameters: torch.Tensor, *, run: list[str], step: list[int], seed: list[int], **further: list | None
     ) -> None:
         given = {name: values for name, values in further.items() if values is not None}
         self.parameters, self.columns = parameters, {"run": run, "step": step, "seed": seed, **given}
@@ -92,12 +83,9 @@ class CheckpointSplit:
 
     def rows(self, chosen: Sequence[int] | slice) -> CheckpointSplit:
         """Returns the checkpoints at some indices, in that order, or a slice of them, which is not copied."""
-        if isinstance(chosen, slice):
-            return CheckpointSplit(
-                self.parameters[chosen], **{n: values[chosen] for n, values in self.columns.items()}
-            )
-        columns = {name: [values[i] for i in chosen] for name, values in self.columns.items()}
-        return CheckpointSplit(self.parameters[list(chosen)], **columns)
+        indices = range(len(self))[chosen] if isinstance(chosen, slice) else chosen
+        columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        return CheckpointSplit(self.parameters[chosen if isinstance(chosen, slice) else list(chosen)], **columns)
 
     @classmethod
     def concatenate(cls, parts: Sequence[CheckpointSplit]) -> CheckpointSplit:
@@ -111,8 +99,7 @@ class Checkpoints:
     """A whole checkpoints dataset: its splits, the layout, the target with its trunk, and where it came from.
 
     Args:
-        splits: `train` is the zoo that a generator learns from; `validation` chooses; `test` is held out for
-            evaluation.
+        splits: `train` is the zoo a generator learns from; `validation` chooses; `test` is held out for evaluation.
         processor: The layout of the vectors.
         target_model: The target network.
         preprocessing: Content of a `preprocessor_config.json`, or empty.
@@ -131,10 +118,10 @@ class Checkpoints:
         return self.splits["train"]
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the dataset: parquet shards that `datasets.load_dataset` reads, layout, target and provenance.
+        """Writes the dataset atomically: parquet shards for `datasets.load_dataset`, layout, target and provenance.
 
-        The folder is written atomically. The saved target holds the zoo's average in the generated positions, so that
-        it works as it stands and leaks no single training network.
+        The saved target holds the zoo's average in the generated positions, so that it works as it stands and leaks
+        no single training network.
 
         Raises:
             CheckpointsError: If the zoo is empty, or a column holds values of several types.
@@ -159,15 +146,8 @@ class Checkpoints:
                 write_json(temporary / "preprocessor_config.json", self.preprocessing)
             write_json(temporary / "collection.json", {"format_version": FORMAT_VERSION, **self.collection})
             if not has_own_card(folder):
-                write_checkpoints_card(
-                    temporary,
-                    self.processor,
-                    type(self.target_model).__name__,
-                    task_of(self.target_model.config).score_name,
-                    self.splits,
-                    features._to_yaml_list(),
-                    self.collection,
-                )
+                score_name = task_of(self.target_model.config).score_name
+                write_checkpoints_card(temporary, self, score_name, features._to_yaml_list())
 
     def push_to_hub(
         self,
@@ -179,10 +159,9 @@ class Checkpoints:
     ) -> str:
         """Pushes the dataset with its card, in one commit; takes and returns what `pdiff_hf.share` does."""
         with tempfile.TemporaryDirectory() as temporary:
-            self.save(f"{temporary}/checkpoints")
-            return share(
-                f"{temporary}/checkpoints", repo_id, private=private, token=token, commit_message=commit_message
-            )
+            folder = f"{temporary}/checkpoints"
+            self.save(folder)
+            return share(folder, repo_id, private=private, token=token, commit_message=commit_message)
 
 
 def load_checkpoints(
@@ -209,37 +188,14 @@ def load_checkpoints(
     """
     folder, name = Path(dataset_name), str(dataset_name)
     if not folder.is_dir():
-        how: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        repository = RepositoryFiles(name, repo_type="dataset", **how)
+        repository = RepositoryFiles(name, "dataset", revision=revision, token=token, cache_dir=cache_dir)
         folder = repository.download(DATASET_FILES)
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
-            f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "
-            "training/collect_runs.py, training/collect_trajectory.py or CheckpointRecorder makes one."
+            f"{name!r} is no checkpoints dataset: it has no processor_config.json. training/collect_runs.py, "
+            "training/collect_trajectory.py or CheckpointRecorder makes one."
         )
     own_files(folder, DATASET_FILES)
-    collection = _read_collection(folder)
-    with broken_files(f"The layout in {str(folder)!r}"):
-        processor = ParameterProcessor.from_config(read_json(folder / "processor_config.json"))
-    splits = {}
-    for split in SPLITS:
-        parameters, columns = read_shards(folder, split, processor)
-        splits[split] = CheckpointSplit(parameters, **columns)
-    if not len(splits["train"]):
-        raise CheckpointsError(f"The train split of {str(dataset_name)!r} holds no checkpoints.")
-    if target_model is None:
-        target_model = load_network(folder / "target_model")
-    return Checkpoints(
-        splits=splits,
-        processor=processor,
-        target_model=target_model.eval(),
-        preprocessing=_read_mapping(folder / "preprocessor_config.json"),
-        collection=collection,
-    )
-
-
-def _read_collection(folder: Path) -> dict[str, Any]:
-    """Reads how the zoo was made, after a look whether this version of the package can read it."""
     collection = _read_mapping(folder / "collection.json")
     version = collection.pop("format_version", 1)
     if version not in range(1, FORMAT_VERSION + 1):
@@ -247,7 +203,18 @@ def _read_collection(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} is of format version {version!r}, but this version of pdiff_hf reads up to "
             f"{FORMAT_VERSION}; upgrade pdiff_hf."
         )
-    return collection
+    with broken_files(f"The layout in {str(folder)!r}"):
+        processor = ParameterProcessor.from_config(read_json(folder / "processor_config.json"))
+    splits = {}
+    for split in SPLITS:
+        parameters, columns = read_shards(folder, split, processor)
+        splits[split] = CheckpointSplit(parameters, **columns)
+    if not len(splits["train"]):
+        raise CheckpointsError(f"The train split of {name!r} holds no checkpoints.")
+    if target_model is None:
+        target_model = load_network(folder / "target_model")
+    preprocessing = _read_mapping(folder / "preprocessor_config.json")
+    return Checkpoints(splits, processor, target_model.eval(), preprocessing, collection)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import random
 import re
 import tempfile
@@ -12,14 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ..hub.cards import published_value
 from ..hub.client import HubConflictError
 from ..hub.files import RepositoryFiles
 from ..hub.sharing import commit_address, prepare_repository, share
 from ..targets.building import build_network
-from ..targets.processing_parameters import LayoutError, ParameterProcessor
+from ..targets.processing_parameters import LayoutError
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit, load_checkpoints
 from .parquet import CheckpointsError
 from .settings import TrajectorySettings, shared_names
@@ -30,11 +30,7 @@ APPEND_ATTEMPTS = 20
 
 
 def read_shard(shard: str) -> tuple[int, int]:
-    """Reads `i/n`, the i-th of n parts of a collection, counted from 1.
-
-    Raises:
-        ValueError: If it is not of that form, or i does not lie between 1 and n.
-    """
+    """Reads `i/n`, the i-th of n parts of a collection, counted from 1."""
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"A shard is written i/n with i from 1 to n, for example 2/4, but {shard!r} was given.")
@@ -44,10 +40,9 @@ def read_shard(shard: str) -> tuple[int, int]:
 def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False, partial: bool = False) -> Checkpoints:
     """Puts checkpoints of one layout, trunk and collection together, sorted by run and step.
 
-    Where only some of the parts have a column, the rows of the others have NaN (scores and losses) or None in it.
-
     Shards of one collection, in any order, give the dataset that is collected at once, bit for bit; only the costs
-    differ, which are added up. The target holds the merged zoo's average in the generated positions.
+    differ, which are added up. The target holds the merged zoo's average in the generated positions. Where only some
+    of the parts have a column, the rows of the others have NaN (scores and losses) or None in it.
 
     Args:
         parts: At least one dataset.
@@ -64,19 +59,14 @@ def merge_checkpoints(parts: Sequence[Checkpoints], *, skip_equal: bool = False,
         raise CheckpointsError("There is nothing to merge: pass at least one checkpoints dataset.")
     first = parts[0]
     for place, part in enumerate(parts[1:], 2):
-        _require_same_layout(first.processor, part.processor, place)
-        _require_same("preprocessing", first.preprocessing, part.preprocessing, place)
-        _require_same("collection", _without_shard(first.collection), _without_shard(part.collection), place)
-        _require_same_trunk(first.target_model, part.target_model, first.processor, place)
+        _require_same(_in_common(first), _in_common(part), place)
     if not partial:
         _require_all_shards(parts, skip_equal)
     splits = _merge_rows(parts, skip_equal)
     collection = _without_shard(first.collection)
     if "costs" in first.collection:
-        costs: Counter[str] = Counter()
-        for part in parts:
-            costs.update(part.collection.get("costs", {}))
-        collection["costs"] = {name: costs[name] for name in first.collection["costs"]}
+        costs = [part.collection.get("costs", {}) for part in parts]
+        collection["costs"] = {name: sum(cost.get(name, 0) for cost in costs) for name in costs[0]}
     if "hardware" in first.collection:
         collection["hardware"] = ", ".join(sorted({str(part.collection.get("hardware")) for part in parts}))
     target_model = first.target_model
@@ -90,14 +80,12 @@ def append_checkpoints(
 ) -> str:
     """Adds checkpoints to a dataset on the Hub, which is made if need be, while others may add theirs.
 
-    What is there is read, merged and pushed on top of the commit that was read; if someone else was faster, all of it
-    is done again. Rows that are there already are not added twice, so that it may be repeated after any failure.
+    What is there is read, merged and pushed on top of the commit that was read, again if someone else was faster.
+    Rows that are there already are not added twice, so that it may be repeated after any failure.
 
     Args:
         checkpoints: The rows to add.
-        repo_id: For example `"org/name"`.
-        private: See `pdiff_hf.share`.
-        token: See `pdiff_hf.share`.
+        repo_id, private, token: See `pdiff_hf.share`.
 
     Returns:
         The address of the commit that holds the rows.
@@ -120,10 +108,9 @@ def append_checkpoints(
                 return commit_address(repo_id, "dataset", head.name)
         try:
             with tempfile.TemporaryDirectory() as temporary:
-                merged.save(f"{temporary}/checkpoints")
-                return share(
-                    f"{temporary}/checkpoints", repo_id, private=private, token=token, parent_commit=head.name
-                )
+                folder = f"{temporary}/checkpoints"
+                merged.save(folder)
+                return share(folder, repo_id, private=private, token=token, parent_commit=head.name)
         except HubConflictError:
             if attempt == APPEND_ATTEMPTS - 1:
                 raise
@@ -142,27 +129,34 @@ def _without_shard(collection: dict[str, Any]) -> dict[str, Any]:
     return common
 
 
-def _require_same_layout(ours: ParameterProcessor, theirs: ParameterProcessor, place: int) -> None:
-    def describe(processor: ParameterProcessor) -> list[tuple[str, tuple[int, ...], str]]:
-        return list(zip(processor.names, processor.shapes, processor.config.dtypes, strict=True))
+def _in_common(part: Checkpoints) -> dict[str, dict[str, Any]]:
+    """What the parts of one zoo have in common: each tensor of the layout, settings, tensors of the trunk, by name."""
+    layout, trunk = part.processor, part.target_model.state_dict()
+    places = zip(range(len(layout.names)), layout.shapes, layout.config.dtypes, strict=True)
+    return {
+        "layout": dict(zip(layout.names, places, strict=True)),
+        "preprocessing": _flat(part.preprocessing),
+        "collection": _flat(_without_shard(part.collection)),
+        "trunk": {name: trunk[name] for name in sorted(trunk.keys() - set(layout.names))},
+    }
 
-    if describe(ours) != describe(theirs):
-        differing = [t for t in describe(theirs) if t not in describe(ours)] or describe(theirs)
-        raise LayoutError(
-            f"Only zoos of one layout can be merged, but dataset {place} has {theirs.parameter_dim} numbers a vector "
-            f"and the first one {ours.parameter_dim}; dataset {place} differs at {differing[0]}."
-        )
 
-
-def _require_same(what: str, ours: dict[str, Any], theirs: dict[str, Any], place: int) -> None:
-    mine, other = _flat(ours), _flat(theirs)
-    names = [name for name in {**mine, **other} if mine.get(name) != other.get(name)]
-    if names:
-        values = ", ".join(f"{name} {other.get(name)!r} instead of {mine.get(name)!r}" for name in names)
-        raise CheckpointsError(
-            f"The {what} of dataset {place} differs from that of the first one: {values}; only zoos that were "
-            "collected in the same way can be merged."
-        )
+def _require_same(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]], place: int) -> None:
+    for what, mine in ours.items():
+        equal = torch.equal if what == "trunk" else operator.eq
+        other = theirs[what]
+        names = [n for n in {**mine, **other} if n not in mine or n not in other or not equal(mine[n], other[n])]
+        if names and what == "trunk":
+            raise CheckpointsError(
+                f"The trunk of dataset {place} differs from that of the first one at {names[0]!r}; only checkpoints "
+                "of one trunk can be merged. Collect all parts from the same target, with the same number of threads."
+            )
+        if names:
+            values = ", ".join(f"{name} {other.get(name)!r} instead of {mine.get(name)!r}" for name in names)
+            raise (LayoutError if what == "layout" else CheckpointsError)(
+                f"The {what} of dataset {place} differs from that of the first one: {values}; only zoos that were "
+                "collected in the same way can be merged."
+            )
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
@@ -172,35 +166,22 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _require_same_trunk(
-    ours: PreTrainedModel, theirs: PreTrainedModel, layout: ParameterProcessor, place: int
-) -> None:
-    mine, other = ours.state_dict(), theirs.state_dict()
-    for name in sorted((mine.keys() | other.keys()) - set(layout.names)):
-        if name not in mine or name not in other or not torch.equal(mine[name], other[name]):
-            raise CheckpointsError(
-                f"The trunk of dataset {place} differs from that of the first one at {name!r}; only checkpoints of "
-                "one trunk can be merged. Collect all parts from the same target, with the same number of threads."
-            )
-
-
 def _require_all_shards(parts: Sequence[Checkpoints], skip_equal: bool) -> None:
     given = [part.collection.get("runs", {}).get("run_shard") for part in parts]
     shards = [read_shard(shard) for shard in given if shard is not None]
     if not shards:
         return
-    counts = sorted({count for _, count in shards})
-    if len(counts) > 1 or len(shards) < len(parts):
+    count = shards[0][1]
+    if len(shards) < len(parts) or any(of != count for _, of in shards):
         raise CheckpointsError(
             f"The shards {given} are not parts of one division; collect all with the same n in --run_shard i/n."
         )
-    occurrences = Counter(index for index, _ in shards)
-    missing = [f"{i}/{counts[0]}" for i in range(1, counts[0] + 1) if i not in occurrences]
-    doubled = [f"{i}/{counts[0]}" for i, times in sorted(occurrences.items()) if times > 1 and not skip_equal]
-    if missing or doubled:
-        found = [f"{', '.join(names)} {what}" for names, what in ((missing, "missing"), (doubled, "doubled")) if names]
+    found, whole = Counter(i for i, _ in shards), Counter(range(1, count + 1))
+    wrong = {"missing": whole - found, "doubled": Counter() if skip_equal else found - whole}
+    named = [", ".join(f"{i}/{count}" for i in sorted(which)) + f" {what}" for what, which in wrong.items() if which]
+    if named:
         raise CheckpointsError(
-            f"The shards given do not make one whole: {' and '.join(found)}; pass each shard of the {counts[0]} once."
+            f"The shards given do not make one whole: {' and '.join(named)}; pass each shard of the {count} once."
         )
 
 
@@ -226,9 +207,10 @@ def _merge_rows(parts: Sequence[Checkpoints], skip_equal: bool) -> dict[str, Che
                         "them out, or pass skip_equal=True to take equal rows once."
                     )
             kept[split].append(zoo.take(new))
-    return {split: _sorted(CheckpointSplit.concatenate(zoos)) for split, zoos in kept.items() if zoos}
-
-
-def _sorted(zoo: CheckpointSplit) -> CheckpointSplit:
-    order = sorted(range(len(zoo)), key=lambda row: (zoo.run[row], zoo.step[row]))
-    return zoo.rows(order)
+    splits = {}
+    for split, zoos in kept.items():
+        if zoos:
+            zoo = CheckpointSplit.concatenate(zoos)
+            places = list(zip(zoo.run, zoo.step, strict=True))
+            splits[split] = zoo.rows(sorted(range(len(zoo)), key=places.__getitem__))
+    return splits

@@ -43,10 +43,7 @@ def missing_value(column: str) -> float | None:
 
 
 def join_columns(parts: Iterable[tuple[int, Mapping[str, list]]]) -> dict[str, list]:
-    """Puts columns one below the other; a part (its number of rows, its columns) may lack some of them.
-
-    The known columns come first, in the order of the tables above. A column that no row has is left out.
-    """
+    """Concatenates the columns of parts (number of rows, columns) that may lack some, known ones first."""
     filled = [(count, columns) for count, columns in parts if count]
     found = dict.fromkeys(name for _, columns in filled for name in columns)
     names = [*REQUIRED_COLUMNS, *(name for name in OPTIONAL_COLUMNS if name in found)]
@@ -58,11 +55,7 @@ def join_columns(parts: Iterable[tuple[int, Mapping[str, list]]]) -> dict[str, l
 
 
 def checkpoint_features(parameter_dim: int, columns: Mapping[str, list]) -> datasets.Features:
-    """Returns the columns of a checkpoints dataset with their types, of unknown ones by their values.
-
-    Raises:
-        CheckpointsError: If an unknown column holds values of several types.
-    """
+    """Returns the columns of a checkpoints dataset with their types, of unknown ones by their values."""
     unknown = {name: _to_arrow(name, values).type for name, values in columns.items() if name not in COLUMNS}
     features = {"parameters": datasets.List(datasets.Value("float32"), length=parameter_dim)}
     features |= {name: COLUMNS[name] for name in columns if name in COLUMNS}
@@ -80,17 +73,9 @@ def _to_arrow(name: str, values: Sequence[Any], type: pa.DataType | None = None)
 def write_shards(
     folder: Path, split: str, parameters: torch.Tensor, columns: Mapping[str, list], features: datasets.Features
 ) -> None:
-    """Writes the rows of one split as parquet files of at most `SHARD_BYTES`.
+    """Writes vectors `(n, D)` and columns of n values as parquet files of at most `SHARD_BYTES`.
 
-    Args:
-        folder: Where; `datasets.load_dataset` finds them by their names.
-        split: Its name.
-        parameters: `(n, D)` float32.
-        columns: The other columns, n values each.
-        features: The columns of the whole dataset; what `columns` lacks of them is written as missing.
-
-    Raises:
-        CheckpointsError: If a value is not of its column's type.
+    What `columns` lacks of the `features` of the whole dataset is written as missing.
     """
     count, width = parameters.shape
     shards = max(1, math.ceil(parameters.nbytes / SHARD_BYTES))
@@ -116,12 +101,7 @@ def write_shards(
 
 
 def read_shards(folder: Path, split: str, processor: ParameterProcessor) -> tuple[torch.Tensor, dict[str, list]]:
-    """Reads one split: its vectors `(n, D)` float32 and the other columns.
-
-    Raises:
-        CheckpointsError: If files are missing, damaged, or do not have the columns of the layout.
-        NonFiniteParametersError: If a vector is not finite.
-    """
+    """Reads one split: its finite vectors `(n, D)` float32 and the other columns; `CheckpointsError` if damaged."""
     shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
     numbered = re.fullmatch(r".*-of-(\d+)", shards[0].stem) if shards else None
     expected = int(numbered[1]) if numbered else 0
@@ -141,7 +121,7 @@ def read_shards(folder: Path, split: str, processor: ParameterProcessor) -> tupl
     parameters = torch.from_numpy(values.reshape(-1, processor.parameter_dim).copy())
     processor.check(parameters)
     columns = {}
-    for name in [name for name in table.column_names if name != "parameters"]:
+    for name in table.column_names[1:]:
         missing = missing_value(name)
         try:
             columns[name] = [missing if value is None else value for value in table[name].to_pylist()]
@@ -157,7 +137,15 @@ def _read_shard(shard: Path, required: pa.Schema, row_bytes: int) -> pa.Table:
             names = [FORMER_NAMES.get(name, name) for name in found.names]
             if len(set(names)) < len(names):
                 raise CheckpointsError(f"{shard.name} has two columns of one name among {names}; rename one.")
-            _check_types(shard, dict(zip(names, found.types, strict=True)), required)
+            types = dict(zip(names, found.types, strict=True))
+            optional = [column for column in datasets.Features(OPTIONAL_COLUMNS).arrow_schema if column.name in types]
+            for column in [*required, *optional]:
+                if types.get(column.name) != column.type:
+                    raise CheckpointsError(
+                        f"{shard.name} has the columns {names}, with {column.name!r} of type "
+                        f"{types.get(column.name, 'none')}, but {column.type} is needed for the layout and format; it "
+                        "is of another layout, or damaged."
+                    )
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             held = sum(g.column(c).total_uncompressed_size for g in groups for c in range(metadata.num_columns))
             if metadata.num_rows * row_bytes > held:
@@ -189,14 +177,3 @@ def _require_bounded(file: pq.ParquetFile, shard: Path, held: int) -> None:
             f"{shard.name} has {size} bytes, but its {file.metadata.num_rows} rows would take {unpacked} and more in "
             "memory, as no trained networks do; it is not read."
         )
-
-
-def _check_types(shard: Path, found: Mapping[str, pa.DataType], required: pa.Schema) -> None:
-    optional = datasets.Features(OPTIONAL_COLUMNS).arrow_schema
-    for column in [*required, *(column for column in optional if column.name in found)]:
-        if found.get(column.name) != column.type:
-            raise CheckpointsError(
-                f"{shard.name} has the columns {list(found)}, with {column.name!r} of type "
-                f"{found.get(column.name, 'none')}, but {column.type} is needed for the layout and format; it is of "
-                "another layout, or damaged."
-            )

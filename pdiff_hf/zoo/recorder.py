@@ -36,15 +36,10 @@ class CheckpointRecorder:
         self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
 
     def record(self, step: int, split: str = "train", run: str = "run-0", seed: int = 0) -> None:
-        """Keeps a copy of the subset as it stands.
-
-        Args:
-            step: The checkpoint's place in its run.
-            split: `train`, `validation` or `test`.
-            run: Name of the independent training it belongs to.
-            seed: Seed of that training.
+        """Keeps a copy of the subset as it stands, as `step` of the independent training `run`.
 
         Raises:
+            CheckpointsError: If the split is not `train`, `validation` or `test`.
             NonFiniteParametersError: If the training has diverged.
         """
         if split not in SPLITS:
@@ -53,11 +48,7 @@ class CheckpointRecorder:
         self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed})
 
     def follow(self, model: nn.Module) -> None:
-        """Records another network of the same layout from now on, such as that of a further run.
-
-        Raises:
-            LayoutError: If it is of another layout.
-        """
+        """Records another network from now on, such as that of a further run; `LayoutError` if it does not fit."""
         self.processor.check_model(as_target(model))
         self.model = as_target(model)
 
@@ -73,13 +64,12 @@ class CheckpointRecorder:
         self, preprocessing: dict[str, Any] | None = None, collection: dict[str, Any] | None = None
     ) -> Checkpoints:
         """Returns what was recorded; see `Checkpoints` for the arguments."""
-        splits = {split: self._zoo(rows) for split, rows in self.rows.items()}
+        splits = {}
+        for split, rows in self.rows.items():
+            vectors = [row["parameters"] for row in rows] or [torch.zeros(0, self.processor.parameter_dim)]
+            columns = {name: [row[name] for row in rows] for name in ("run", "step", "seed")}
+            splits[split] = CheckpointSplit(torch.stack(vectors)[: len(rows)], **columns)
         return Checkpoints(splits, self.processor, self.model, preprocessing or {}, collection or {})
-
-    def _zoo(self, rows: list[dict[str, Any]]) -> CheckpointSplit:
-        vectors = [row["parameters"] for row in rows]
-        parameters = torch.stack(vectors) if rows else torch.zeros(0, self.processor.parameter_dim)
-        return CheckpointSplit(parameters, **{name: [row[name] for row in rows] for name in ("run", "step", "seed")})
 
 
 def interleaved_splits(
@@ -87,17 +77,10 @@ def interleaved_splits(
 ) -> list[str | None]:
     """Assigns the steps of a trajectory to splits in alternating blocks, so that no split is merely later.
 
-    Each of the `num_blocks` rounds is a block of train, validation and test steps, with `gap` unrecorded steps
-    (`None`) after each, so that no split holds near-copies of another's checkpoints.
-
-    Raises:
-        ValueError: If a count is not divisible by `num_blocks`, or there is nothing to learn from.
+    `gap` unrecorded steps (`None`) after each block keep near-copies of one split's checkpoints out of the others.
     """
     if num_train < 1 or num_blocks < 1:
-        raise ValueError(
-            f"A zoo needs at least one checkpoint to learn from and one block, but {num_train} in {num_blocks} blocks "
-            "were asked for."
-        )
+        raise ValueError(f"A zoo needs checkpoints to learn from, in blocks, not {num_train} in {num_blocks} blocks.")
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     uneven = {split: count for split, count in counts.items() if count % num_blocks}
     if uneven:

@@ -22,10 +22,7 @@ Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def run_seed(seed: int, run: int, stream: str = "runs") -> int:
-    """Returns the seed of one run, in [0, 2**63); runs of zoos with different seeds have nothing in common.
-
-    The stream `references` has the seeds of the runs that others are aligned to.
-    """
+    """Returns the seed of one run, or in the stream `references` of a run that others are aligned to."""
     return int(torch.randint(2**63 - 1, (), generator=step_generator(seed, run, stream)))
 
 
@@ -41,8 +38,7 @@ def initial_parameters(model: PreTrainedModel, processor: ParameterProcessor, se
 def batch_rows(seeds: Sequence[int], num_images: int, batch_size: int) -> Iterator[torch.Tensor]:
     """Yields the rows of each run's next batch, `(n, batch_size)` int64, without end.
 
-    A run goes through all images in an order of its own, then in another; a batch may end one and begin the next. The
-    order depends on the run's seed alone, not on the runs beside it.
+    A run goes through all images in an order that its seed alone decides, then in another.
     """
     pending, epoch = torch.empty(len(seeds), 0, dtype=torch.long), 0
     while True:
@@ -67,22 +63,18 @@ def train_group(
     """Trains n networks of one architecture side by side and returns their checkpoints, `(n, k, D)` float32.
 
     The generated tensors are stacked, and AdamW, which treats every number alone, steps all runs in one go; gradients
-    are not clipped. The trunk is frozen. The model is in evaluation mode: no dropout, and a BatchNorm takes its
-    statistics from the trunk.
-
-    The same runs give the same bits; among others, or with another number of threads, a run's batches are the same
-    but its sums may be added in another order.
+    are not clipped. The model is in evaluation mode: no dropout, and a BatchNorm takes its statistics from the trunk,
+    which is frozen. The same group gives the same bits; a run in another group, or with another number of threads, has
+    the same batches, but its sums may be added in another order.
 
     Args:
-        model: The target, in evaluation mode, on the device of `pixel_values`.
-        processor: The layout of what is trained.
+        model, processor: The target, and the layout of what is trained.
         start: Where the runs start, `(n, D)`.
         seeds: The seed of each run, which decides its batches.
-        pixel_values: The train images, preprocessed: `(images, channels, height, width)`.
-        labels: Their labels `(images,)`, classes or values, on the same device.
+        pixel_values, labels: `(images, channels, height, width)` and `(images,)`, on the device of the model.
         optimization: How each run is trained.
         recorded: The k steps, ascending and from 0, after which a checkpoint is kept.
-        augmentation: What is done to a run's batch with a generator of its own, if anything.
+        augmentation: A function of a run's batch and its own generator.
     """
     device, batch_size = pixel_values.device, optimization.train_batch_size
     stacked = {
@@ -134,33 +126,17 @@ def _stacked_forward(
 
 @dataclass
 class RunGroup:
-    """Consecutive runs that were computed together.
-
-    Args:
-        runs: Their n numbers.
-        parameters: The k checkpoints of each, `(n, k, D)` float32.
-        validation_score: `(n, k)` float32.
-        validation_loss: `(n, k)` float32.
-        seconds: What they took.
-    """
+    """n consecutive runs that were computed together, k checkpoints of each."""
 
     runs: list[int]
-    parameters: torch.Tensor
-    validation_score: torch.Tensor
-    validation_loss: torch.Tensor
+    parameters: torch.Tensor  # (n, k, D) float32
+    validation_score: torch.Tensor  # (n, k) float32
+    validation_loss: torch.Tensor  # (n, k) float32
     seconds: dict[str, float]
 
 
 class SavedGroups:
-    """Finished groups on disk, so that an interrupted collection goes on with the missing ones.
-
-    Args:
-        state: Its folder holds the groups.
-        identity: Which collection they belong to.
-
-    Raises:
-        FileExistsError: If there are groups but resuming was not asked for, or they are of another collection.
-    """
+    """Finished groups of the collection `identity` in the folder of `state`, which an interrupted one goes on with."""
 
     def __init__(self, state: RunSettings, identity: str) -> None:
         self.folder, self.identity = state.folder, identity

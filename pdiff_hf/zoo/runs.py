@@ -10,6 +10,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from ..data.images import ImageData
 from ..hub.cards import describe_hardware
 from ..loops import finish_trackers, make_accelerator
-from ..settings import OptimizationSettings, RunSettings
+from ..settings import RunSettings
 from ..targets.processing_parameters import NonFiniteParametersError, ParameterProcessor
 from ..targets.subsets import make_processor
 from ..targets.symmetries import Symmetries
@@ -45,8 +46,7 @@ def collect_runs(
     Each run has initial weights and an order of the images of its own, which depend on its seed alone. Runs are
     computed in fixed groups; the processes of Accelerate, and the shards of independent jobs, share out whole groups,
     so that the zoo does not depend on who computed what. Whole runs are held out: the first ones are the zoo, the next
-    validation, the last test. `target_train_steps`, `target_learning_rate`, `adam_weight_decay` and
-    `train_batch_size` describe how each run is trained (and the trunk, for `trunk_steps`), in float32.
+    validation, the last test. All is trained in float32, the trunk in the same way as each run.
 
     A canonical form is taken modulo the symmetries that `Symmetries` finds: rescaled units balanced, then permuted
     toward the average of some further runs that are no part of the zoo; each process makes the same.
@@ -54,13 +54,12 @@ def collect_runs(
     Args:
         images: Train images fit, validation images fill the columns `validation_score` and `validation_loss`.
         model: The target. It is trained in place for `trunk_steps`; fresh runs are built from its class and config.
-        settings: Images, subset, how a run is trained, how many there are and what they share.
         state: Where finished groups are saved, if anywhere.
 
     Raises:
         LayoutError: If the subset matches nothing.
         ValueError: If counts make no zoo, no groups or no shard, runs would need statistics of a BatchNorm of their
-            own, the labels are no classes for a network that classifies, or mixed precision was asked for.
+            own, a network that classifies gets labels that are values, or mixed precision was asked for.
         FileExistsError: If finished groups are saved but resuming was not asked for, or under other settings.
         NonFiniteParametersError: If a run diverges.
         RuntimeError: If several processes were started that Accelerate does not connect.
@@ -70,8 +69,7 @@ def collect_runs(
     groups, recorded = _groups(settings), _recorded_steps(settings)
     task_on(model, images)
     _require_shared_statistics(model, processor, settings)
-    optimization = target_optimization(settings, settings.target_train_steps)
-    accelerator = make_accelerator(state, optimization)
+    accelerator = make_accelerator(state, target_optimization(settings, settings.target_train_steps))
     _require_connected_float32(accelerator)
     own = asdict(settings)
     shared = {name: own.pop(name) for name in shared_names()}
@@ -81,7 +79,7 @@ def collect_runs(
 
     started = time.perf_counter()
     _train_trunk(accelerator, images, model, settings, state)
-    trainer = _Trainer(accelerator.device, images, model, processor, settings, optimization, recorded)
+    trainer = _Trainer(images, model, processor, settings, recorded)
     costs = {"preparation_seconds": time.perf_counter() - started}
 
     gathered = _train_groups(accelerator, trainer, groups, saved)
@@ -132,13 +130,10 @@ def _train_groups(
 
 def _groups(settings: MultiRunSettings) -> list[list[int]]:
     """The numbers of the runs of each group that is computed here."""
-    counts = {
-        name: getattr(settings, name)
-        for name in ("num_runs", "runs_per_group", "checkpoints_per_run", "checkpoint_interval")
-    }
-    wrong = {name: count for name, count in counts.items() if count < 1}
+    positive = ("num_runs", "runs_per_group", "checkpoints_per_run", "checkpoint_interval")
+    wrong = {name: count for name in positive if (count := getattr(settings, name)) < 1}
     if wrong or settings.num_validation_runs < 0 or settings.num_test_runs < 0:
-        raise ValueError(f"A multi-run zoo needs at least one of each of {list(counts)}, but has {wrong or settings}.")
+        raise ValueError(f"A multi-run zoo needs at least one of each of {positive}, but has {wrong or settings}.")
     numbers = list(range(settings.num_runs + settings.num_validation_runs + settings.num_test_runs))
     groups = [numbers[i : i + settings.runs_per_group] for i in range(0, len(numbers), settings.runs_per_group)]
     if settings.run_shard is None:
@@ -180,10 +175,9 @@ def _require_shared_statistics(
     if fed:
         raise ValueError(
             f"Generated tensors feed BatchNorms of {type(model).__name__} ({', '.join(fed)}): runs from initial "
-            "weights of their own would need running statistics of their own, which are no part of a vector. Let all "
-            "runs branch from one trained network and share its statistics (--trunk_steps 300, or "
-            "--shared_initialization with --model_name_or_path), or choose a network without BatchNorm (a "
-            'pdiff_convnet with --model_config \'{"normalization": "layer"}\').'
+            "weights of their own would need running statistics of their own, which are no part of a vector. Share "
+            "those of one network (--trunk_steps 300, or --shared_initialization with --model_name_or_path), or take "
+            'a network without BatchNorm (a pdiff_convnet with --model_config \'{"normalization": "layer"}\').'
         )
 
 
@@ -196,10 +190,8 @@ def _train_trunk(
 ) -> None:
     """Trains the network from which all runs branch, in the main process, and hands it to the others."""
     if settings.trunk_steps and accelerator.is_main_process:
-        beside = None if state is None else state.beside("trunk", main_process_only=True)
         optimization = target_optimization(settings, settings.trunk_steps)
-        model.train().requires_grad_(True)
-        train_network(model, images, settings, optimization, "training the trunk", beside)
+        train_network(model.train().requires_grad_(True), images, settings, optimization, state, "trunk")
     model.eval().requires_grad_(False).to(accelerator.device)
     if settings.trunk_steps:
         model.load_state_dict(broadcast(dict(model.state_dict())))
@@ -210,21 +202,25 @@ class _Trainer:
 
     def __init__(
         self,
-        device: torch.device,
         images: ImageData,
         model: PreTrainedModel,
         processor: ParameterProcessor,
         settings: MultiRunSettings,
-        optimization: OptimizationSettings,
         recorded: list[int],
     ) -> None:
         self.images, self.model, self.processor, self.seed = images, model, processor, settings.seed
-        self.pixel_values = images.preprocessing(images.train.pixels.to(device))
-        self.labels = images.train.labels.to(device)
-        self.optimization, self.recorded = optimization, recorded
+        self.train_group = partial(
+            train_group,
+            model,
+            processor,
+            pixel_values=images.preprocessing(images.train.pixels.to(model.device)),
+            labels=images.train.labels.to(model.device),
+            optimization=target_optimization(settings, settings.target_train_steps),
+            recorded=recorded,
+            augmentation=augmentation_of(settings),
+        )
         shared = settings.shared_initialization or settings.trunk_steps > 0
         self.start = processor.flatten(model.state_dict()).cpu() if shared else None
-        self.augmentation = augmentation_of(settings)
         self.symmetries = None
         if settings.canonicalize:
             others = self._checkpoints([run_seed(self.seed, i, "references") for i in range(REFERENCE_RUNS)])[:, -1]
@@ -247,51 +243,29 @@ class _Trainer:
         if self.symmetries is not None:
             rows = self.symmetries.align(self.symmetries.canonicalize(rows), self.reference)
         trained = time.perf_counter()
-        score, loss = validation_figures(self.model, self.processor, rows, self.images)
-        return RunGroup(
-            members,
-            rows.view_as(parameters),
-            torch.tensor(score).view(len(members), -1),
-            torch.tensor(loss).view(len(members), -1),
-            {"runs_seconds": trained - started, "validation_seconds": time.perf_counter() - trained},
-        )
+        figures = validation_figures(self.model, self.processor, rows, self.images)
+        score, loss = (torch.tensor(values).view(len(members), -1) for values in figures)
+        seconds = {"runs_seconds": trained - started, "validation_seconds": time.perf_counter() - trained}
+        return RunGroup(members, rows.view_as(parameters), score, loss, seconds)
 
     def _checkpoints(self, seeds: list[int]) -> torch.Tensor:
         """Returns the checkpoints `(n, k, D)` of the runs with these seeds."""
-        start = (
-            initial_parameters(self.model, self.processor, seeds)
-            if self.start is None
-            else self.start.expand(len(seeds), -1)
-        )
-        return train_group(
-            self.model,
-            self.processor,
-            start,
-            seeds,
-            self.pixel_values,
-            self.labels,
-            self.optimization,
-            self.recorded,
-            self.augmentation,
-        )
+        if self.start is not None:
+            return self.train_group(self.start.expand(len(seeds), -1), seeds)
+        return self.train_group(initial_parameters(self.model, self.processor, seeds), seeds)
 
 
 def _splits(groups: Sequence[RunGroup], settings: MultiRunSettings, recorded: list[int]) -> dict[str, CheckpointSplit]:
     """Whole runs into splits: the first ones are the zoo, the next validation, the last test."""
-    everything = CheckpointSplit.concatenate(
-        [
-            CheckpointSplit(
-                group.parameters.flatten(0, 1),  # (n, k, D) to (n * k, D)
-                run=[f"run-{run:06d}" for run in group.runs for _ in recorded],
-                step=recorded * len(group.runs),
-                seed=[run_seed(settings.seed, run) for run in group.runs for _ in recorded],
-                validation_score=group.validation_score.flatten().tolist(),
-                validation_loss=group.validation_loss.flatten().tolist(),
-            )
-            for group in groups
-        ]
+    numbers = [run for group in groups for run in group.runs for _ in recorded]  # ascending, one for each row
+    everything = CheckpointSplit(
+        torch.cat([group.parameters.flatten(0, 1) for group in groups]),  # (n, k, D) to (n * k, D)
+        run=[f"run-{run:06d}" for run in numbers],
+        step=recorded * (len(numbers) // len(recorded)),
+        seed=[run_seed(settings.seed, run) for run in numbers],
+        validation_score=torch.cat([group.validation_score.flatten() for group in groups]).tolist(),
+        validation_loss=torch.cat([group.validation_loss.flatten() for group in groups]).tolist(),
     )
-    numbers = [run for group in groups for run in group.runs for _ in recorded]  # ascending
     ends = (settings.num_runs, settings.num_runs + settings.num_validation_runs)
     bounds = [0, *(bisect_left(numbers, end) for end in ends), len(numbers)]
     return {split: everything.rows(slice(*rows)) for split, rows in zip(SPLITS, pairwise(bounds), strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -98,39 +99,19 @@ def shared_names() -> list[str]:
 
 def load_images_of(settings: CollectionSettings) -> ImageData:
     """Loads the images that the settings name, split as they ask."""
-    return load_images(
-        settings.dataset_name,
-        image_size=settings.image_size,
-        split_seed=settings.split_seed,
-        validation_fraction=settings.validation_fraction,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        max_train_images=settings.max_train_images,
-        max_eval_images=settings.max_eval_images,
-    )
+    return load_images(**{name: getattr(settings, name) for name in inspect.signature(load_images).parameters})
 
 
 def augmentation_of(settings: CollectionSettings) -> partial | None:
     """Returns the function of a batch and a generator that augments train images, if they are augmented."""
-    if not (settings.augmentation_shift or settings.augmentation_flip or settings.augmentation_noise):
-        return None
-    return partial(
-        augment,
-        shift=settings.augmentation_shift,
-        flip=settings.augmentation_flip,
-        noise=settings.augmentation_noise,
-    )
+    shift, flip, noise = settings.augmentation_shift, settings.augmentation_flip, settings.augmentation_noise
+    return partial(augment, shift=shift, flip=flip, noise=noise) if shift or flip or noise else None
 
 
 def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> CollectionSettings:
     """Returns the settings with which a zoo was collected, so that the same images can be loaded again.
 
-    Args:
-        checkpoints: The zoo.
-        dataset_name: Where the images are now, if elsewhere; needed for a zoo that was recorded from another loop.
-
-    Raises:
-        ValueError: If neither the zoo nor `dataset_name` names the images.
+    `dataset_name` is where they are now, if elsewhere; a zoo that was recorded from another loop needs it.
     """
     collected = checkpoints.collection.get("settings")
     if collected is not None:
@@ -141,23 +122,17 @@ def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> 
             "This zoo does not state on which images it was collected; name them with --dataset_name, and record it "
             "with the images' preprocessing."
         )
-    return CollectionSettings(
-        dataset_name=dataset_name, image_size=Preprocessing.from_dict(checkpoints.preprocessing).image_size
-    )
+    image_size = Preprocessing.from_dict(checkpoints.preprocessing).image_size
+    return CollectionSettings(dataset_name=dataset_name, image_size=image_size)
 
 
 def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedModel:
     """Loads the target network, or builds it from a configuration with seeded initial weights.
 
     Its outputs are the classes of the images, or one value if their labels are floating-point numbers.
-
-    Raises:
-        ValueError: If the configuration is not JSON, or the architecture or model type is unknown.
     """
-    outputs: dict[str, Any] = {
-        "id2label": dict(enumerate(images.label_names)),
-        "label2id": {name: i for i, name in enumerate(images.label_names)},
-    }
+    names = dict(enumerate(images.label_names))
+    outputs: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
     if images.train.labels.is_floating_point():
         outputs |= {"num_labels": 1, "problem_type": "regression"}
     if settings.model_name_or_path is not None:
@@ -183,11 +158,7 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
 
 
 def task_on(model: PreTrainedModel, data: LabeledData) -> Task:
-    """Returns the task of a network that is to be trained on labeled data.
-
-    Raises:
-        ValueError: If the network classifies, but the labels are floating-point numbers.
-    """
+    """Returns a network's task; `ValueError` if it classifies, but the labels of the data are values."""
     task = task_of(model.config)
     if task is classification and data.train.labels.is_floating_point():
         raise ValueError(

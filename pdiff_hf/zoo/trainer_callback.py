@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .checkpoints import Checkpoints
 from .parquet import CheckpointsError
@@ -28,18 +28,12 @@ class CheckpointCallback(TrainerCallback):
 
     Args:
         subset: A preset (`last_norms`, `head`, `adapter`, `full`) or fnmatch patterns on `state_dict()` names.
-        num_checkpoints: Checkpoints that generators learn from.
-        num_validation_checkpoints: Checkpoints that choose settings.
-        num_test_checkpoints: Held-out checkpoints, read by the evaluation alone.
+        num_checkpoints, num_validation_checkpoints, num_test_checkpoints: Checkpoints of each split.
         burn_in_steps: Optimizer steps before anything is recorded.
         every: Record every N optimizer steps.
-        num_blocks: Blocks into which each split is cut; the blocks alternate.
-        gap: Checkpoints left out between two blocks.
+        num_blocks, gap: Blocks into which each split is cut, and checkpoints left out between two.
         freeze_trunk: After the burn-in train the subset alone, so that all checkpoints have the trunk in common. With
             several processes freeze it yourself, before the training starts.
-
-    Raises:
-        ValueError: If counts are not divisible into blocks.
     """
 
     def __init__(
@@ -54,10 +48,8 @@ class CheckpointCallback(TrainerCallback):
         gap: int = 20,
         freeze_trunk: bool = True,
     ) -> None:
-        self.subset = subset
-        self.burn_in_steps = burn_in_steps
-        self.every = every
-        self.freeze_trunk = freeze_trunk
+        self.subset, self.freeze_trunk = subset, freeze_trunk
+        self.burn_in_steps, self.every = burn_in_steps, every
         self.schedule = interleaved_splits(
             num_checkpoints, num_validation_checkpoints, num_test_checkpoints, num_blocks, gap
         )
@@ -72,30 +64,16 @@ class CheckpointCallback(TrainerCallback):
     def checkpoints(
         self, preprocessing: dict[str, Any] | None = None, collection: dict[str, Any] | None = None
     ) -> Checkpoints:
-        """Returns what was recorded, with the network in evaluation mode; see `Checkpoints` for the arguments.
-
-        Raises:
-            CheckpointsError: If there was no training.
-        """
+        """Returns what was recorded, with the network in evaluation mode; see `Checkpoints` for the arguments."""
         if self.recorder is None:
             raise CheckpointsError("Nothing was recorded: give the callback to a Trainer and train first.")
         self.recorder.model.eval()
         return self.recorder.checkpoints(preprocessing, collection)
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Finds the subset, before anything is trained.
-
-        Raises:
-            CheckpointsError: If the training is too short, or resumes in the middle of the zoo.
-            LayoutError: If the subset matches nothing, or the network is of another layout than the one before.
-        """
+        """Finds the subset; an error if the training is too short or resumes within the zoo, or the layout differs."""
         if state.max_steps < self.num_steps:
             raise CheckpointsError(
                 f"The zoo asks for {self.num_steps} steps ({self.burn_in_steps} of burn-in, then every "
@@ -117,11 +95,7 @@ class CheckpointCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Records, if it is time.
-
-        Raises:
-            NonFiniteParametersError: If the training has diverged.
-        """
+        """Records, if it is time; `NonFiniteParametersError` if the training has diverged."""
         if state.global_step == self.burn_in_steps:
             self._freeze()
         tick, rest = divmod(state.global_step - self.burn_in_steps, self.every)

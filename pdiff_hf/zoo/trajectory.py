@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -22,27 +23,6 @@ from .recorder import CheckpointRecorder, interleaved_splits
 from .settings import CollectionSettings, TrajectorySettings, augmentation_of, target_optimization, task_on
 
 
-@dataclass
-class Recording:
-    """Which steps of a training are recorded, and as what.
-
-    Args:
-        recorder: What keeps them.
-        schedule: The split of each step, or None.
-        run: Name of the training.
-    """
-
-    recorder: CheckpointRecorder
-    schedule: list[str | None]
-    run: str = "trajectory"
-
-    def after(self, step: int, seed: int) -> None:
-        """Keeps the step if it is to be recorded; of a branch of the trajectory, only held-out steps are."""
-        split = self.schedule[step]
-        if split == "test" or (split is not None and self.run == "trajectory"):
-            self.recorder.record(step, split, run=self.run, seed=seed)
-
-
 def collect(
     images: ImageData, model: PreTrainedModel, settings: TrajectorySettings, state: RunSettings | None = None
 ) -> Checkpoints:
@@ -56,13 +36,11 @@ def collect(
     Args:
         images: Train images fit, validation images fill the columns `validation_score` and `validation_loss`.
         model: The target; it is trained in place.
-        settings: What to do.
         state: Where to save the state of training, if anywhere.
 
-    Raises:
-        LayoutError: If the subset matches nothing, before anything is trained.
-        ValueError: If counts are not divisible into blocks, or the labels are no classes for a network that
-            classifies, before anything is trained.
+    Raises, before anything is trained:
+        LayoutError: If the subset matches nothing.
+        ValueError: If counts are not divisible into blocks, or a network that classifies gets labels that are values.
     """
     recorder = CheckpointRecorder(model, settings.subset)
     schedule = [None] * settings.burn_in_steps + interleaved_splits(
@@ -75,10 +53,7 @@ def collect(
     costs = {"target_seconds": 0.0, "trajectory_seconds": 0.0}
     if settings.target_train_steps:
         optimization = target_optimization(settings, settings.target_train_steps)
-        beside = None if state is None else state.beside("target", main_process_only=True)
-        costs["target_seconds"] = train_network(
-            model.train(), images, settings, optimization, "training the target", beside
-        )
+        costs["target_seconds"] = train_network(model.train(), images, settings, optimization, state, "target")
 
     model.eval()
     start = recorder.processor.flatten(model.state_dict())
@@ -87,20 +62,17 @@ def collect(
         model.get_parameter(name).requires_grad_(True)
     for branch in range(settings.num_branches + 1):
         recorder.processor.load_into(model, start)
-        recording = Recording(recorder, schedule, f"branch-{branch}" if branch else "trajectory")
-        optimization = OptimizationSettings(
-            max_train_steps=len(schedule),
-            train_batch_size=settings.train_batch_size,
+        run = f"branch-{branch}" if branch else "trajectory"
+        recorded = [split if split == "test" or not branch else None for split in schedule]
+        optimization = replace(
+            target_optimization(settings, len(schedule)),
             learning_rate=settings.learning_rate,
             lr_scheduler="constant",
-            adam_weight_decay=settings.adam_weight_decay,
             max_grad_norm=0,
             seed=settings.seed + branch,
         )
-        beside = None if state is None else state.beside(recording.run, main_process_only=True)
-        costs["trajectory_seconds"] += train_network(
-            model, images, settings, optimization, f"recording {recording.run}", beside, recording
-        )
+        seconds = train_network(model, images, settings, optimization, state, run, recorder, recorded)
+        costs["trajectory_seconds"] += seconds
 
     checkpoints = recorder.checkpoints(
         preprocessing=images.preprocessing.to_dict(),
@@ -117,28 +89,27 @@ def train_network(
     images: ImageData,
     settings: CollectionSettings,
     optimization: OptimizationSettings,
-    description: str,
     state: RunSettings | None,
-    recording: Recording | None = None,
+    stage: str,
+    recorder: CheckpointRecorder | None = None,
+    schedule: Sequence[str | None] = (),
 ) -> float:
-    """Trains what requires grad, and records it if asked to. Returns the seconds it took.
+    """Trains what requires grad in the main process and returns the seconds it took.
 
-    An accelerator of its own holds what this stage saves.
-
-    Raises:
-        ValueError: If the labels are no classes, but the network classifies.
+    A recorder keeps each step that the schedule assigns to a split, as a step of the run `stage`.
     """
     task, augmentation = task_on(model, images), augmentation_of(settings)
     watch = Stopwatch()
-    accelerator = make_accelerator(state, optimization)
+    state = None if state is None else state.beside(stage, main_process_only=True)
+    accelerator = make_accelerator(state, optimization)  # one for each stage, which holds what the stage saves
     model.to(accelerator.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, lr_scheduler = make_optimizer(trained, optimization)
     accelerator.register_for_checkpointing(model, optimizer, lr_scheduler, watch)
-    if recording is not None:
-        accelerator.register_for_checkpointing(recording.recorder)
-    stream = "batches" if recording is None else "trajectory"
-    for step in training_steps(accelerator, optimization.max_train_steps, state, description):
+    if recorder is not None:
+        accelerator.register_for_checkpointing(recorder)
+    stream, doing = ("batches", "training the") if recorder is None else ("trajectory", "recording")
+    for step in training_steps(accelerator, optimization.max_train_steps, state, f"{doing} {stage}"):
         generator = step_generator(optimization.seed, step, stream)
         chosen = torch.randint(len(images.train), (optimization.train_batch_size,), generator=generator)
         batch = images.train.take(chosen)
@@ -155,17 +126,15 @@ def train_network(
         optimizer.step()
         lr_scheduler.step()
         log_loss(accelerator, state, step, loss)
-        if recording is not None:
-            recording.after(step, optimization.seed)
+        if recorder is not None and (split := schedule[step]) is not None:
+            recorder.record(step, split, run=stage, seed=optimization.seed)
     return watch.seconds
 
 
 def measure_checkpoints(checkpoints: Checkpoints, data: LabeledData) -> None:
-    """Fills the columns `validation_score` and `validation_loss` of every split, in place.
+    """Fills the columns `validation_score` and `validation_loss` of every split from the validation examples.
 
-    Args:
-        checkpoints: What was recorded; the target in evaluation mode.
-        data: The examples the target was trained on; only the validation ones are read.
+    The target is in evaluation mode.
     """
     for zoo in checkpoints.splits.values():
         if len(zoo):

@@ -6,7 +6,6 @@ import datasets
 import pytest
 import torch
 from texts import CLASSES, LENGTH, WORDS, texts
-from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from pdiff_hf import (
@@ -63,18 +62,6 @@ def test_text_logits_are_those_of_plain_forward_passes(bert, random_vectors, mon
     assert torch.allclose(logits, expected, atol=1e-5)
     assert not torch.allclose(expected[0], expected[1], atol=1e-4)
     assert caplog.text == ""
-
-
-def test_text_predictions_and_losses_are_those_computed_by_hand(bert, random_vectors, monkeypatch):
-    monkeypatch.setattr(inference, "MAX_BATCH_SIZE", 4)
-    processor = make_processor(bert, "head")
-    parameters, batch, labels = random_vectors(bert, processor, 3), texts(10), torch.arange(10) % CLASSES
-
-    predicted, loss = network_predictions(bert, processor, parameters, batch, labels)
-
-    for i, logits in enumerate(plain_logits(bert, processor, parameters, batch)):
-        assert torch.equal(predicted[i], logits.argmax(-1))
-        assert torch.allclose(loss[i], nn.functional.cross_entropy(logits, labels), atol=1e-5)
 
 
 def test_half_precision_text_classifier_keeps_whole_numbers_whole(bert, random_vectors):
@@ -151,14 +138,10 @@ def test_dataset_that_does_not_fit_is_refused_in_a_sentence():
 def test_text_classifier_is_evaluated_through_the_same_code(bert, random_vectors, text_data, tiny_recipe, tmp_path):
     processor = make_processor(bert, "head")
     vectors = random_vectors(bert, processor, 32)
-
-    def rows(chosen: torch.Tensor, first: int) -> CheckpointSplit:
-        n = len(chosen)
-        runs = [f"run-{i % 2}" for i in range(n)]
-        return CheckpointSplit(chosen, run=runs, step=list(range(first, first + n)), seed=[0] * n)
-
-    splits = {"train": rows(vectors[:20], 0), "validation": rows(vectors[:0], 0), "test": rows(vectors[20:], 20)}
-    checkpoints = Checkpoints(splits, processor, bert)
+    columns = {"run": [f"run-{i % 2}" for i in range(32)], "step": list(range(32)), "seed": [0] * 32}
+    everything = CheckpointSplit(vectors, **columns)
+    parts = {"train": slice(20), "validation": slice(0), "test": slice(20, 32)}
+    checkpoints = Checkpoints({name: everything.rows(part) for name, part in parts.items()}, processor, bert)
     pipe = fit(checkpoints, tiny_recipe)
 
     evaluation = evaluate(pipe, checkpoints, text_data, num_models=6, num_baseline_models=4)

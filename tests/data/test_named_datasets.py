@@ -79,7 +79,7 @@ def limits(name: str) -> dict[str, int]:
     return {"max_train_images": 30, "max_eval_images": 8} if DATASETS[name].streaming else {}
 
 
-def test_name_gives_three_disjoint_splits_of_the_right_labels(named):
+def test_name_gives_three_disjoint_splits_and_the_test_split_that_the_literature_reports(named):
     images = load_images(named, image_size=8, **limits(named))
 
     parts = [images.train, images.validation, images.test]
@@ -87,20 +87,13 @@ def test_name_gives_three_disjoint_splits_of_the_right_labels(named):
     assert images.num_channels == (1 if named == "mnist" else 3)
     assert len(set.union(*map(shades, parts))) == sum(len(part) for part in parts)
     rows = SPLITS.get(named, TWO_SPLITS)
+    first = {"train": 0, "validation": rows["train"], "test": rows["train"] + rows.get("validation", 0)}
     for part in parts:
-        pixels, labels = part.pixels[:, 0, 0, 0].long(), part.labels
-        first = {0: 0, 1: rows["train"], 2: rows["train"] + rows.get("validation", 0)}
-        starts = torch.tensor([max(s for s in first.values() if s <= pixel) for pixel in pixels.tolist()])
-        assert torch.equal(labels, (pixels - starts) % 4)
-
-
-def test_what_the_literature_reports_is_the_test_split(named):
-    images = load_images(named, image_size=8, **limits(named))
-
-    rows = SPLITS.get(named, TWO_SPLITS)
-    reported = "test" if named not in ("food101", "imagenet-1k") else "validation"
-    start = rows["train"] + (rows.get("validation", 0) if reported == "test" else 0)
-    of_the_split = set(range(start, start + rows[reported]))
+        pixels = part.pixels[:, 0, 0, 0].long()
+        starts = torch.tensor([max(start for start in first.values() if start <= pixel) for pixel in pixels.tolist()])
+        assert torch.equal(part.labels, (pixels - starts) % 4)
+    reported = "validation" if named in ("food101", "imagenet-1k") else "test"
+    of_the_split = set(range(first[reported], first[reported] + rows[reported]))
     assert shades(images.test) <= of_the_split
     assert len(images.test) == (8 if DATASETS[named].streaming else rows[reported])
     assert not shades(images.validation) & of_the_split

@@ -238,9 +238,19 @@ def test_an_audit_reads_and_pushes_with_its_token(
     hub: Hub, repo_id: str, pipeline: Shared, checkpoints: Shared, tmp_path: Path, pdiff_hf: Run
 ):
     pipeline.repo.visibility = checkpoints.repo.visibility = "private"
-    arguments = ["audit", repo_id, "--checkpoints", repo_id, "--num_models", "2", "--push_to_hub"]
+    arguments = [
+        "audit",
+        repo_id,
+        "--checkpoints",
+        repo_id,
+        "--num_models",
+        "2",
+        "--push_to_hub",
+        "--dataset_name",
+        "digits",
+    ]
 
-    said = pdiff_hf(*arguments, "--output_dir", tmp_path / "report", "--token", TOKEN)
+    said = pdiff_hf(*arguments, "--output_dir", tmp_path / "report", "--push_to_hub", "--token", TOKEN)
     described = json.loads(pdiff_hf("info", repo_id, "--json", "--token", TOKEN).out)
 
     assert said.code == 0, said.err
@@ -265,9 +275,12 @@ FAILURES = [
     ("info {repo} --revision v9", "no such revision"),
     ("sample {repo}", "--output_dir, --push_to, or both"),
     ("sample {repo} --output_dir file", "there is a file of that name"),
-    ("sample {repo} --output_dir out --num_models 0", "num_models must be at least 1"),
-    ("sample {repo} --output_dir out --temperature -1", "temperature must be at least 0"),
-    ("sample {repo} --output_dir out --num_inference_steps 0", "num_inference_steps must be at least 1"),
+    ("sample {repo} --output_dir out --num_models 0", "num_models must be a whole number of at least 1"),
+    ("sample {repo} --output_dir out --temperature -1", "temperature must be a finite number of at least 0"),
+    (
+        "sample {repo} --output_dir out --num_inference_steps 0",
+        "num_inference_steps must be a whole number of at least 1",
+    ),
     ("sample {repo} --push_to bob/drawn --token hf_alice", "does not allow this"),
     ("audit {repo} --checkpoints nowhere", "There is no folder 'nowhere'"),
     ("push . alice/x --token hf_alice", "no pipeline (model_index.json)"),

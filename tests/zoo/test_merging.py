@@ -112,7 +112,10 @@ def test_other_layouts_settings_preprocessing_and_trunks_are_refused(tiny_checkp
     with torch.no_grad():
         moved.get_parameter("layers.0.bias")[0] += 1
     refused = {
-        r"dataset 2 has 80 numbers a vector and the first one 90": {"splits": lesser, "processor": weights},
+        r"layout of dataset 2 .* classifier.bias None instead of \(1, \(10,\), 'float32'\)": {
+            "splits": lesser,
+            "processor": weights,
+        },
         r"preprocessing of dataset 2 .* image_std \[0.5\] instead of \[0.37\]": {
             "preprocessing": second.preprocessing | {"image_std": [0.5]}
         },

@@ -173,11 +173,7 @@ def test_whole_runs_are_held_out(digits: ImageData):
     assert runs["test"] == [f"run-{number:06d}" for number in range(11, 14)]
     assert zoo.splits["test"].step == [91, 95, 99] * 3
     assert len(everything(zoo).unique(dim=0)) == 3 * 14
-    learned = zoo.zoo.validation_score
-    assert min(learned) > 0.5  # ten classes
-    labels, pixels = digits.validation.labels, digits.preprocessing(digits.validation.pixels)
-    logits = network_logits(zoo.target_model.eval(), zoo.processor, zoo.zoo.parameters, pixels)
-    assert learned == pytest.approx((logits.argmax(-1) == labels).float().mean(1).tolist())
+    assert min(zoo.zoo.validation_score) > 0.5  # ten classes
 
 
 def test_shared_initialization_is_shared_and_the_order_is_not(digits: ImageData):
@@ -211,9 +207,6 @@ def test_canonical_runs_compute_what_they_computed(digits: ImageData):
         for zoo in (plain, canonical)
     )
     torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=1e-3)
-    tensors = canonical.processor.unflatten(everything(canonical))
-    into = torch.cat([tensors["layers.0.weight"], tensors["layers.0.bias"][..., None]], dim=2).norm(dim=2)
-    torch.testing.assert_close(into, tensors["classifier.weight"].norm(dim=1), atol=1e-4, rtol=1e-4)
     spread = {name: everything(zoo).var(0).sum() for name, zoo in (("plain", plain), ("canonical", canonical))}
     assert spread["canonical"] < 0.8 * spread["plain"]  # units are aligned to each other
     assert canonical.collection["runs"]["canonicalize"]
@@ -227,8 +220,7 @@ def test_whole_convnets_without_running_statistics_are_independent_runs(digits: 
     assert len(everything(zoo).unique(dim=0)) == 7
     assert sum(zoo.zoo.validation_score) / len(zoo.zoo) > 0.3
     network = build_network(zoo.target_model, zoo.processor, zoo.zoo.parameters[2])
-    pixel_values = digits.preprocessing(digits.validation.pixels)
-    predicted = network(pixel_values).logits.argmax(-1)
+    predicted = network(digits.inputs(digits.validation)).logits.argmax(-1)
     accuracy = (predicted == digits.validation.labels).float().mean()
     assert accuracy == pytest.approx(zoo.zoo.validation_score[2])
 
@@ -236,13 +228,10 @@ def test_whole_convnets_without_running_statistics_are_independent_runs(digits: 
 def test_networks_with_batchnorm_branch_from_a_trunk_whose_statistics_they_share(
     convnet: PreTrainedModel, digits: ImageData
 ):
-    images = dataclasses.replace(
-        digits,
-        **{
-            name: ImageSplit(part.pixels.expand(-1, 3, -1, -1), part.labels % 4)
-            for name, part in (("train", digits.train), ("validation", digits.validation))
-        },
+    train, validation = (
+        ImageSplit(part.pixels.expand(-1, 3, -1, -1), part.labels % 4) for part in (digits.train, digits.validation)
     )
+    images = dataclasses.replace(digits, train=train, validation=validation)
     with pytest.raises(ValueError, match=r"BatchNorms .*norms\.0, norms\.1.*--trunk_steps") as raised:
         collected(images, convnet)
 
@@ -341,15 +330,15 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     settings = dataclasses.replace(SETTINGS, target_train_steps=2)
-    state = RunSettings(str(tmp_path))
+    state = RunSettings(str(tmp_path / "zoo"))
     resumed = dataclasses.replace(state, resume_from_checkpoint="latest")
     trained: list[int] = []
 
-    def interrupted_once(*arguments: Any) -> torch.Tensor:
+    def interrupted_once(*arguments: Any, **settings: Any) -> torch.Tensor:
         trained.append(len(arguments[3]))
         if len(trained) == 3:
             raise RuntimeError("the machine is switched off")
-        return train_group(*arguments)
+        return train_group(*arguments, **settings)
 
     def collect(state: RunSettings | None, settings: MultiRunSettings = settings) -> torch.Tensor:
         return everything(collect_runs(digits, load_target(settings, digits), settings, state))
@@ -358,7 +347,7 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
     monkeypatch.setattr(collecting_runs, "train_group", interrupted_once)
     with pytest.raises(RuntimeError, match="switched off"):
         collect(state)
-    (tmp_path / "runs" / "unfinished-group-000008.safetensors").write_bytes(b"half")  # killed while it was written
+    (state.folder / "runs" / "unfinished-group-000008.safetensors").write_bytes(b"half")  # killed while it was written
     with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
         collect(state)
     with pytest.raises(FileExistsError, match="other settings"):
@@ -370,30 +359,16 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
     assert not [name for name in files_of(tmp_path) if "unfinished" not in name]
 
 
-# From many runs to a report
-
-
-def test_many_runs_go_from_the_script_to_a_report(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    few = ["--max_train_steps", "3", "--train_batch_size", "4"]
-    stages = ["--checkpoints", whole, "--autoencoder", tmp_path / "autoencoder"]
-    run("train_autoencoder", *stages[:2], "--config", '{"latent_dim": 4}', "--output_dir", tmp_path / "autoencoder")
-    run("train_denoiser", *stages, *few, "--output_dir", tmp_path / "pipeline")
-    report = ["--pipeline", tmp_path / "pipeline", "--checkpoints", whole, "--output_dir", tmp_path / "report"]
-    run("evaluate_pipeline", *report, "--num_models", "3", "--num_baseline_models", "3")
-
-    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["sets"]["heldout"]["test"]["n"] == 6
-    assert "| **generated** | 3 |" in capsys.readouterr().out
-
-
 def test_the_card_says_how_many_runs_there_are_and_in_which_form(whole: Path, digits: ImageData, tmp_path: Path):
-    card = (whole / "README.md").read_text(encoding="utf-8")
-    assert "| train | 16 | 8 |" in card
-    assert "14 independent runs of 100 steps" in card
-    assert "initial\nweights of its own" in card or "initial weights of its own" in card
-    assert "the last 2 checkpoints, 5 steps" in card
-    assert "canonical form: rescaled" in card
-
+    card = " ".join((whole / "README.md").read_text(encoding="utf-8").split())
+    for phrase in (
+        "| train | 16 | 8 |",
+        "14 independent runs of 100 steps",
+        "initial weights of its own",
+        "the last 2 checkpoints, 5 steps",
+        "canonical form: rescaled",
+    ):
+        assert phrase in card
     for changes, phrase in (
         ({}, "not in canonical form"),
         ({"trunk_steps": 5}, "branching from one network that was trained for 5 steps"),

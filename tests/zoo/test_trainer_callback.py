@@ -46,17 +46,7 @@ def train(rows, tmp_path):
 
 
 def callback_of(**changes) -> CheckpointCallback:
-    settings = {
-        "subset": "head",
-        "num_checkpoints": 6,
-        "num_validation_checkpoints": 2,
-        "num_test_checkpoints": 2,
-        "burn_in_steps": 3,
-        "every": 2,
-        "num_blocks": 2,
-        "gap": 1,
-    }
-    return CheckpointCallback(**{**settings, **changes})
+    return CheckpointCallback("head", 6, 2, 2, **{"burn_in_steps": 3, "every": 2, "num_blocks": 2, "gap": 1} | changes)
 
 
 def test_checkpoints_are_recorded_in_alternating_blocks(mlp, train, random_images):

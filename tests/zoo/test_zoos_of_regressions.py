@@ -55,6 +55,7 @@ def test_a_zoo_of_regressions_is_collected_and_scored(brightness: Path, tmp_path
     config = zoo.target_model.config
     assert (config.num_labels, config.problem_type, config.id2label) == (1, "regression", {0: "value"})
     assert min(zoo.zoo.validation_score) > 0.5  # R²
+    assert images.train.labels.dtype == torch.float32
     pixel_values, labels = images.inputs(images.validation), images.validation.labels
     network = build_network(zoo.target_model, zoo.processor, zoo.zoo.parameters[-1])
     with torch.no_grad():
