@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -151,27 +149,25 @@ def persistently(
 def deadlines() -> Iterator[None]:
     """Gives the process's Hub client timeouts where it has none, and takes them back after the last such call.
 
-    Without them a server that hangs holds a push for ever. A client that the user has given timeouts keeps them.
+    Without them a server that hangs holds a call for ever: the libraries ask for some answers with `timeout=None`. A
+    client that the user has given timeouts keeps them.
     """
     client = get_session()
-    with _lending:
-        is_lent = client in _borrowers or client.timeout == httpx2.Timeout(None)
-        if is_lent:
-            client.timeout = httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
-            _borrowers[client] += 1
+    if client.timeout != httpx2.Timeout(None):
+        yield
+        return
+    hooks = client.event_hooks["request"]  # the client's own list
+    hooks.append(_bound)
     try:
         yield
     finally:
-        with _lending:
-            _borrowers[client] -= is_lent
-            if is_lent and not _borrowers[client]:
-                client.timeout = httpx2.Timeout(None)
-            if not _borrowers[client]:
-                del _borrowers[client]
+        hooks.remove(_bound)
 
 
-_lending = threading.Lock()
-_borrowers: Counter[httpx2.Client] = Counter()  # calls under way with timeouts that were lent to a client
+def _bound(request: httpx2.Request) -> None:
+    """Gives a request without any timeout ours; it is a hook of the client once for each call under way."""
+    if not any((request.extensions.get("timeout") or {}).values()):
+        request.extensions["timeout"] = httpx2.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT).as_dict()
 
 
 def is_transient(error: BaseException) -> bool:
@@ -180,7 +176,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, LocalEntryNotFoundError):  # a download; the client asks only once where a branch is
         cause = error.__cause__
-        asked_once = isinstance(cause, HfHubHTTPError) and "/revision/" in cause.response.request.url.path
+        asked_once = isinstance(cause, httpx2.HTTPError) and "/revision/" in cause.request.url.path
         return isinstance(cause, FileMetadataError) or (cause is not None and asked_once and is_transient(cause))
     if isinstance(error, RuntimeError):  # an upload: a damaged object, an expired address or a lost part
         cause = error.__cause__

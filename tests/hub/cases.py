@@ -78,9 +78,10 @@ def move_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
 
 
-def client_state() -> tuple[object, object]:
-    """What a call must leave as it was: how clients are made, and this process's timeouts."""
-    return _http._GLOBAL_CLIENT_FACTORY, get_session().timeout
+def client_state() -> tuple[object, ...]:
+    """What a call must leave as it was: how clients are made, and this process's timeouts and hooks."""
+    client = get_session()
+    return _http._GLOBAL_CLIENT_FACTORY, client.timeout, list(client.event_hooks["request"])
 
 
 def assert_clear(error: BaseException, *names: str) -> None:

@@ -47,6 +47,8 @@ CASES = [
     Case("connection closed without an answer", fault("close", INFO)),
     Case("answer lost", fault("lose", TREE)),
     Case("headers stall", fault("stall", HEAD, seconds=100)),
+    Case("description stalls", fault("stall", INFO, seconds=100)),
+    Case("listing stalls", fault("stall", TREE, seconds=100)),
     Case("server error", status(GET, 500)),
     Case("proxy error", status(GET_JSON, 502, body=HTML)),
     Case("unavailable twice", status(TREE, 503, 2)),
