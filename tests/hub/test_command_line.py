@@ -285,7 +285,8 @@ def test_an_audit_reads_and_pushes_with_its_token(
 ):
     tiny_pipeline.push_to_hub(repo_id, private=True, token=TOKEN)
     tiny_checkpoints.push_to_hub(f"{repo_id}-zoo", private=True, token=TOKEN)
-    arguments = ["audit", repo_id, "--checkpoints", f"{repo_id}-zoo", "--num_models", "2", "--push_to_hub"]
+    zoo = ["--checkpoints", f"{repo_id}-zoo", "--dataset_name", "digits"]
+    arguments = ["audit", repo_id, *zoo, "--num_models", "2", "--push_to_hub"]
 
     said = pdiff_hf(*arguments, "--output_dir", tmp_path / "report", "--token", TOKEN)
     told = pdiff_hf("info", repo_id, "--json", "--token", TOKEN)
