@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -36,6 +37,8 @@ OWN_ERRORS = (
     UnknownTargetError,
     UnsafeFileError,
 )
+# What may be opened beside the files of the folder: the libraries'.
+PLACES = (sys.prefix, sys.base_prefix, os.path.realpath(sys.prefix), "/proc", "/sys", "/dev/null", "/usr/lib")
 DEADLINE = 20  # seconds per load; then SIGALRM ends the process
 MEMORY = 2**30  # bytes by which one load may increase the peak memory
 FORBIDDEN = ("socket.connect", "os.system", "os.exec", "os.posix_spawn", "os.startfile", "subprocess.Popen")
@@ -203,7 +206,14 @@ def outcomes(folders: list[Path], seeds: Iterable[int], work: Path) -> dict[int,
 def _load_all(folders: list[Path], seeds: Iterable[int], work: Path, log: Path) -> None:
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     forbidden: list[str] = []
-    sys.addaudithook(lambda event, _: forbidden.append(event) if event.startswith(FORBIDDEN) else None)
+    inside = (str(work / "copy"), *PLACES)
+
+    def watch(event: str, args: tuple) -> None:
+        leads_out = event == "open" and str(args[0]).startswith("/") and not str(args[0]).startswith(inside)
+        if leads_out or event.startswith(FORBIDDEN):
+            forbidden.append(f"{event} {args[0]}")
+
+    sys.addaudithook(watch)
     with log.open("w", buffering=1) as lines:
         for seed in seeds:
             folder = folders[seed % len(folders)]
@@ -212,6 +222,7 @@ def _load_all(folders: list[Path], seeds: Iterable[int], work: Path, log: Path) 
             copy = Path(shutil.copytree(folder, work / "copy"))
             (copy / name).write_bytes(content)
             before = peak()
+            forbidden.clear()
             signal.alarm(DEADLINE)
             outcome = load(copy)
             signal.alarm(0)
@@ -219,7 +230,6 @@ def _load_all(folders: list[Path], seeds: Iterable[int], work: Path, log: Path) 
                 outcome = f"took {(peak() - before) / 2**20:.0f} MB"
             if forbidden:
                 outcome = f"forbidden {forbidden}"
-                forbidden.clear()
             if " " in outcome:
                 outcome = f"{folder.name}/{name}: {said}: {outcome}"
             lines.write(json.dumps([seed, outcome, said]) + "\n")

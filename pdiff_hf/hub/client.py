@@ -176,7 +176,8 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, LocalEntryNotFoundError):  # a download; the client asks only once where a branch is
         cause = error.__cause__
-        asked_once = isinstance(cause, httpx2.HTTPError) and "/revision/" in cause.request.url.path
+        sent = cause.response if isinstance(cause, HfHubHTTPError) else cause
+        asked_once = isinstance(cause, httpx2.HTTPError) and "/revision/" in sent.request.url.path
         return isinstance(cause, FileMetadataError) or (cause is not None and asked_once and is_transient(cause))
     if isinstance(error, RuntimeError):  # an upload: a damaged object, an expired address or a lost part
         cause = error.__cause__

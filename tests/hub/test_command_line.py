@@ -238,17 +238,7 @@ def test_an_audit_reads_and_pushes_with_its_token(
     hub: Hub, repo_id: str, pipeline: Shared, checkpoints: Shared, tmp_path: Path, pdiff_hf: Run
 ):
     pipeline.repo.visibility = checkpoints.repo.visibility = "private"
-    arguments = [
-        "audit",
-        repo_id,
-        "--checkpoints",
-        repo_id,
-        "--num_models",
-        "2",
-        "--push_to_hub",
-        "--dataset_name",
-        "digits",
-    ]
+    arguments = ["audit", repo_id, "--checkpoints", repo_id, "--dataset_name", "digits", "--num_models", "2"]
 
     said = pdiff_hf(*arguments, "--output_dir", tmp_path / "report", "--push_to_hub", "--token", TOKEN)
     described = json.loads(pdiff_hf("info", repo_id, "--json", "--token", TOKEN).out)

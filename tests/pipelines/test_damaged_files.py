@@ -53,6 +53,9 @@ def folders(pipeline: Path, tiny_checkpoints: Checkpoints, tiny_resnet: PreTrain
         processor,
         tiny_resnet,
     ).save_pretrained(tmp_path / "convolutional")
+    (tmp_path / "convolutional/target_model/model.safetensors").unlink()
+    tiny_resnet.save_pretrained(tmp_path / "convolutional/target_model", max_shard_size="10KB")
+    assert (tmp_path / "convolutional/target_model/model.safetensors.index.json").exists()
     tiny_checkpoints.save(tmp_path / "checkpoints")
     return [pipeline, tmp_path / "checkpoints", tmp_path / "convolutional"]
 
