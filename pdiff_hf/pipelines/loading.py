@@ -18,7 +18,7 @@ from .._registration import COMPONENTS as OWN_CLASSES
 from .._registration import component_classes
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, read_json
-from ..targets.loading import AnyTargetModel, load_network, require_counts, require_memory
+from ..targets.loading import LOADING, AnyTargetModel, load_network, require_counts, require_memory
 from .checks import LARGEST_SETTING, check_scheduler, load_scheduler
 
 logger = logging.get_logger(__name__)
@@ -181,7 +181,7 @@ def _allowed_class(role: str, entry: Any, folder: Path) -> Any:
 def _load_model(cls: Any, config: dict[str, Any], files: list[Path], where: str) -> ModelMixin:
     """Builds a model of this package on the meta device, and puts exactly the tensors of its files into it."""
     require_counts(config, files, where)
-    with broken_files(where):
+    with broken_files(where), LOADING:
         with torch.device("meta"):
             model = cls.from_config(config)
         require_memory(model, files, where)

@@ -22,7 +22,7 @@ COUNTS = re.compile(r"(num|n)_.*|.*(depths?|layers?|blocks?)")
 LEAST_COUNT = 10_000  # allowed whatever the size of the weights
 UNSAVED_NUMBERS = 10_000_000  # of the buffers that a network makes anew instead of saving them
 
-_loading = threading.Lock()  # transformers replaces functions and the default dtype of the process while it loads
+LOADING = threading.RLock()  # transformers replaces functions and the default dtype of the process while it loads
 
 
 class UnknownTargetError(ValueError):
@@ -71,7 +71,7 @@ def load_network(
             super().__init__(*args, **kwargs)
             require_memory(self, files, where)
 
-    with broken_files(where), _loading:
+    with broken_files(where), LOADING:
         model, loading = Checked.from_pretrained(
             folder, use_safetensors=True, variant=variant, dtype=dtype, output_loading_info=True
         )
