@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from diffusers.utils import logging
@@ -176,7 +176,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, LocalEntryNotFoundError):  # a download; the client asks only once where a branch is
         cause = error.__cause__
-        sent = cause.response if isinstance(cause, HfHubHTTPError) else cause
+        sent: Any = cause.response if isinstance(cause, HfHubHTTPError) else cause
         asked_once = isinstance(cause, httpx2.HTTPError) and "/revision/" in sent.request.url.path
         return isinstance(cause, FileMetadataError) or (cause is not None and asked_once and is_transient(cause))
     if isinstance(error, RuntimeError):  # an upload: a damaged object, an expired address or a lost part

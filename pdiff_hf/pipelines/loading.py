@@ -18,7 +18,7 @@ from .._registration import COMPONENTS as OWN_CLASSES
 from .._registration import component_classes
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, own_files, read_json
-from ..targets.loading import AnyTargetModel, bounded, load_network
+from ..targets.loading import LOADING, AnyTargetModel, bounded, load_network
 from .checks import LARGEST_SETTING, check_scheduler, load_scheduler
 
 logger = logging.get_logger(__name__)
@@ -174,7 +174,7 @@ def _allowed_class(role: str, entry: Any, folder: Path) -> Any:
 
 def _load_model(cls: Any, config: dict[str, Any], files: list[Path], where: str) -> ModelMixin:
     """Builds a model of this package on the meta device, and puts exactly the tensors of its files into it."""
-    with broken_files(where):
+    with broken_files(where), LOADING:
         with torch.device("meta"), bounded(config, files, where) as require_memory:
             model = cls.from_config(config)
             require_memory(model)

@@ -30,7 +30,7 @@ UNSAVED_NUMBERS = 10_000_000  # of the buffers that a network makes anew instead
 MODULES_PER_TENSOR = 20  # activations, dropout, containers and adapters have no tensors of their own
 LEAST_MODULES = 1_000  # allowed however few tensors there are
 
-_loading = threading.Lock()  # transformers replaces functions and the default dtype of the process while it loads
+LOADING = threading.RLock()  # transformers replaces functions and the default dtype of the process while it loads
 
 
 class UnknownTargetError(ValueError):
@@ -76,7 +76,7 @@ def load_network(
             super().__init__(*args, **kwargs)
             require_memory(self)
 
-    with broken_files(where), _loading, bounded(config, files, where) as require_memory:
+    with broken_files(where), LOADING, bounded(config, files, where) as require_memory:
         model, loading = Checked.from_pretrained(
             folder, use_safetensors=True, variant=variant, dtype=dtype, output_loading_info=True
         )

@@ -77,24 +77,21 @@ def test_threads_get_the_logits_that_one_thread_gets(tiny_pipeline: PDiffPipelin
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
 
 
-def test_loading_in_threads_leaves_the_modules_of_others_and_torch_as_they_were(
+def test_loading_in_threads_leaves_torch_and_the_modules_of_others_as_they_were(
     tiny_pipeline: PDiffPipeline, tmp_path: Path
 ):
     tiny_pipeline.save_pretrained(tmp_path)
     tie_weights, linspace = type(tiny_pipeline.target_model).tie_weights, torch.linspace
-    loaded: list[PDiffPipeline] = []
 
-    def load_or_build(i: int) -> set[str]:
-        if i % 2:
-            loaded.append(PDiffPipeline.from_pretrained(tmp_path))
-            return {"cpu"}
-        return {torch.nn.Linear(3, 3).weight.device.type for _ in range(300)}
+    def load_or_build(dtype: torch.dtype | None) -> set[str]:
+        if dtype is None:
+            return {torch.nn.Linear(3, 3).weight.device.type for _ in range(300)}
+        pipe = PDiffPipeline.from_pretrained(tmp_path, dtype=dtype)
+        assert pipe.target_model.dtype == pipe.denoiser.dtype == dtype
+        return {p.device.type for p in (*pipe.denoiser.parameters(), *pipe.target_model.parameters())}
 
-    assert in_threads(load_or_build, list(range(2 * THREADS))) == [{"cpu"}] * 2 * THREADS
-    for pipe in loaded:
-        assert {p.device.type for name in ("denoiser", "target_model") for p in getattr(pipe, name).parameters()} == {
-            "cpu"
-        }
+    dtypes = [torch.bfloat16, torch.float32, torch.bfloat16, None] * 10
+    assert in_threads(load_or_build, dtypes) == [{"cpu"}] * len(dtypes)
     assert type(tiny_pipeline.target_model).tie_weights is tie_weights
     assert torch.linspace is linspace
     assert torch.get_default_dtype() == torch.float32
