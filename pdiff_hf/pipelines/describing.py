@@ -95,5 +95,4 @@ def description_table(described: dict[str, Any]) -> str:
         rows["dispersion"] = ", ".join(f"{key} = {value:.2f}" for key, value in described["dispersion"].items())
     else:
         rows["audit"] = "not evaluated; `pdiff-hf audit` does"
-    width = max(map(len, rows))
-    return "\n".join(f"{key:{width}}  {value}" for key, value in rows.items())
+    return "\n".join(f"{key:{max(map(len, rows))}}  {value}" for key, value in rows.items())

@@ -40,7 +40,6 @@ from pdiff_hf.evaluation.novelty import (
     copying_auc,
     correlation_length,
     leave_one_out,
-    nearest_ratio,
     neighbors_in_time,
 )
 from pdiff_hf.evaluation.uncertainty import (
@@ -243,12 +242,6 @@ def test_leave_one_out_is_the_nearest_unrelated_member():
     assert leave_one_out(distances, related).tolist() == [5, 3, 3]
     assert leave_one_out(distances, torch.eye(3).bool()).tolist() == [1, 1, 3]
     assert leave_one_out(distances, related | torch.tensor([False, False, True])).tolist() == [3]
-
-
-def test_the_ratio_is_the_nearest_distance_over_the_median_of_the_zoos_own():
-    distances = torch.tensor([[4.0, 2.0], [0.0, 9.0], [6.0, 7.0]])
-
-    assert nearest_ratio(distances, torch.tensor([1.0, 4.0, 100.0])).tolist() == [0.5, 0.0, 1.5]
 
 
 coarse = st.integers(0, 6).map(float)  # so that there are ties
