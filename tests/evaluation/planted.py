@@ -135,6 +135,10 @@ def planted_generators(case: Case, seed: int) -> dict[str, tuple[torch.Tensor, s
     def noise() -> torch.Tensor:
         return torch.randn(SAMPLES, zoo.shape[1], generator=generator)
 
+    def idle_noise() -> torch.Tensor:  # of the zoo's own spread
+        drawn = noise() @ case.idle.T @ case.idle
+        return drawn * (zoo.var(0).sum() / drawn.var(0).sum()).sqrt()
+
     def members() -> torch.Tensor:
         return zoo[torch.randint(len(zoo), (SAMPLES,), generator=generator)]
 
@@ -143,7 +147,7 @@ def planted_generators(case: Case, seed: int) -> dict[str, tuple[torch.Tensor, s
         "copies": (members(), {"copier"}),
         "copies with small noise": (members() + 0.05 * std * noise(), {"copier"}),
         "mean with small noise": (mean + 0.05 * std * noise(), {"averager"}),
-        "mean with idle noise": (_idle_noise(case.idle, mean, zoo, noise()), {"averager"}),
+        "mean with idle noise": (mean + idle_noise(), {"averager"}),
         "interpolation of two": ((members() + members()) / 2, never),
         "Gaussian": (gaussian_full(zoo, SAMPLES, generator), {"Gaussian-equivalent"}),
         "real checkpoints": (
@@ -155,9 +159,3 @@ def planted_generators(case: Case, seed: int) -> dict[str, tuple[torch.Tensor, s
     if symmetries.layers:
         planted["permuted and rescaled copies"] = (symmetries.transform(members(), generator), {"copier"})
     return planted
-
-
-def _idle_noise(idle: torch.Tensor, mean: torch.Tensor, zoo: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The mean, with noise of the zoo's own spread in idle directions."""
-    drawn = noise @ idle.T @ idle
-    return mean + drawn * (zoo.var(0).sum() / drawn.var(0).sum()).sqrt()
