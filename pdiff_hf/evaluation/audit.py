@@ -88,8 +88,7 @@ def audit(
     """
     # 1. The first setting of the generator gets the verdict.
     settings = samples if isinstance(samples, dict) else {"samples": samples}
-    shipped = next(iter(settings))
-    drawn = settings[shipped]
+    shipped, drawn = next(iter(settings.items()))
     if len(drawn) < 2 or len(zoo) < 2:
         raise ValueError(
             f"An audit needs at least two samples and two zoo members, but there are {len(drawn)} and {len(zoo)}."
@@ -110,18 +109,22 @@ def audit(
     if symmetries.layers:
         raw_codes = LinearParameterAutoencoder.from_zoo(zoo) if autoencoder is None else autoencoder
         sources = {"raw/": (zoo, raw_codes), "": (aligned_zoo, principal)}
+    swept = {}
+    for prefix, (vectors, coder) in sources.items():
+        for i, (name, draw) in enumerate(swept_baselines(vectors, processor.sizes, coder).items()):
+            generator = torch.Generator().manual_seed(1000 * seed + i)
+            swept[prefix + name] = draw(vectors, num_baseline_models, generator)
     # 4. Every set is evaluated by the same code; the best of the zoo by validation score are one more baseline.
     groups = {
         "real": {"zoo": zoo} if heldout is None else {"zoo": zoo, "heldout": heldout},
         "further": further or {},
         "samples": settings,
-        "baselines": draw_baselines(sources, processor, num_baseline_models, seed),
+        "baselines": swept,
         "null": {"null": null},
     }
     networks = evaluate_sets(groups, model, processor, images, progress)
     members, sample, baselines = networks["real"]["zoo"], networks["samples"][shipped], networks["baselines"]
-    best = members.scores["validation"].topk(max(2, len(zoo) // 10)).indices
-    baselines["best_of_zoo"] = members.take(best)
+    baselines["best_of_zoo"] = members.take(members.scores["validation"].topk(max(2, len(zoo) // 10)).indices)
     # 5. What is independent in the zoo and the held-out checkpoints, and resampled for intervals.
     known = describe_zoo(networks["real"], aligned_zoo, runs, steps, heldout_runs, heldout_steps)
     # 6. The criteria.
@@ -146,17 +149,6 @@ def align_to_zoo(
         return zoo, lambda vectors: vectors
     aligned, mean = symmetries.align_to_mean(symmetries.canonicalize(zoo), ALIGNMENT_ROUNDS)
     return aligned, lambda vectors: symmetries.align(symmetries.canonicalize(vectors), mean)
-
-
-def draw_baselines(
-    sources: dict[str, tuple[torch.Tensor, Autoencoder]], processor: ParameterProcessor, count: int, seed: int
-) -> dict[str, torch.Tensor]:
-    """Draws `(count, D)` from every baseline at every setting, for each zoo with its codes; keys begin the names."""
-    drawn = {}
-    for prefix, (zoo, codes) in sources.items():
-        for i, (name, sample) in enumerate(swept_baselines(zoo, processor.sizes, codes).items()):
-            drawn[prefix + name] = sample(zoo, count, torch.Generator().manual_seed(1000 * seed + i))
-    return drawn
 
 
 def describe_zoo(

@@ -30,10 +30,10 @@ class AuditSettings(HubSettings):
     """What is audited, with how many samples."""
 
     pipeline: str = field(
-        kw_only=True, metadata={"help": "The pipeline: a folder or a Hub id. A folder's card gets the report."}
+        kw_only=True, metadata={"help": "A pipeline's folder, whose card gets the report, or Hub id."}
     )
     checkpoints: str = field(
-        kw_only=True, metadata={"help": "The checkpoints dataset it was fitted to: a folder or a Hub id."}
+        kw_only=True, metadata={"help": "The checkpoints it was fitted to: a folder or a Hub id."}
     )
     output_dir: str = setting("report", "Folder of the report.")
     dataset_name: str | None = setting(None, "Where the images are, if not where a local zoo was collected.")
@@ -69,9 +69,10 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
         HubError: If something cannot be fetched or pushed.
     """
     require_writable_folder(settings.output_dir)
-    is_folder = Path(settings.pipeline).is_dir()
+    folder = Path(settings.pipeline)
+    is_folder = folder.is_dir()
     if settings.hub_model_id is None:
-        settings.hub_model_id = Path(settings.pipeline).name if is_folder else settings.pipeline
+        settings.hub_model_id = folder.name if is_folder else settings.pipeline
     settings.prepare_push(settings.pipeline, "model")
     checkpoints = load_checkpoints(settings.checkpoints, token=settings.hub_token)
     collected = checkpoints.collection.get("settings")
@@ -82,7 +83,6 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
         )
     images = load_images_of(collection_of(checkpoints, settings.dataset_name))
     pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)
-    folder = Path(settings.pipeline)
     if not is_folder:
         folder = RepositoryFiles(settings.pipeline, token=settings.hub_token).download(["metrics.json"])
     fitted = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else describe_fit(checkpoints)

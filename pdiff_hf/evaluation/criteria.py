@@ -14,7 +14,7 @@ from .distributions import energy_distance, energy_test, nearest_neighbor_accura
 from .evaluated import EvaluatedSet, Zoo
 from .intervals import Interval, bootstrap, weighted_mean, weighted_median, weighted_pair_mean, weighted_spread
 from .metrics import dispersion, hull_residuals, max_similarity
-from .novelty import copying_auc, leave_one_out, nearest_ratio, neighbors_in_time
+from .novelty import copying_auc, leave_one_out, neighbors_in_time
 
 SIGNIFICANCE = 0.005
 WIDE = 2.58  # standard errors
@@ -195,9 +195,10 @@ def _distances(
     # 1. The natural distance: of zoo members to the nearest unrelated one.
     natural = leave_one_out(distance_to_zoo(zoo.networks), related)
     natural_units = zoo.networks.units[~related.all(1)].unique(return_inverse=True)[1]
-    # 2. Samples against it.
-    distances = distance_to_zoo(sample)
-    nearest, ratios = distances.min(1).values, nearest_ratio(distances, natural)
+    # 2. Samples against it: r, of which 0 is a copy.
+    median = natural.median().clamp(min=1e-12)
+    nearest = distance_to_zoo(sample).min(1).values
+    ratios = nearest / median
     r = bootstrap(
         lambda w, v: weighted_median(nearest, w) / max(weighted_median(natural, v), 1e-12), sample.units, natural_units
     )
@@ -207,7 +208,7 @@ def _distances(
         real, real_units = distance_to_zoo(zoo.heldout).min(1).values, zoo.heldout.units
     auc = bootstrap(lambda w, v: copying_auc(nearest, real, w, v), sample.units, real_units)
     quantiles = [ratios.quantile(q).item() for q in (0.05, 0.5, 0.95)]
-    return Distances(r, quantiles, nearest_ratio(real[:, None], natural).median().item(), auc), ratios
+    return Distances(r, quantiles, (real / median).median().item(), auc), ratios
 
 
 def distinguishable(

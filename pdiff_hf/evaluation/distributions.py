@@ -8,8 +8,7 @@ import torch
 def energy_distance(samples: torch.Tensor, others: torch.Tensor) -> float:
     """Returns 2 E|X - Y| - E|X - X'| - E|Y - Y'|, which is 0 for equal distributions only (Szekely & Rizzo 2013).
 
-    The unbiased estimate (pairs of distinct members), which can be slightly negative.
-    `samples` are `(n, D)`, `others` `(m, D)`.
+    The unbiased estimate (pairs of distinct members) of `(n, D)` and `(m, D)`, which can be slightly negative.
     """
     n, m = len(samples), len(others)
     x, y = samples.double(), others.double()
@@ -21,8 +20,8 @@ def energy_distance(samples: torch.Tensor, others: torch.Tensor) -> float:
 def nearest_neighbor_accuracy(samples: torch.Tensor, others: torch.Tensor) -> float:
     """Returns how often a vector's nearest neighbor is of its own set, in [0, 1]; 1/2 for equal distributions.
 
-    The leave-one-out 1-NN two-sample test (Lopez-Paz & Oquab, arXiv 1610.06545), on equally many of each.
-    `samples` are `(n, D)`, `others` `(m, D)`; the longer set is cut to the length of the shorter.
+    The leave-one-out 1-NN two-sample test (Lopez-Paz & Oquab, arXiv 1610.06545) of `(n, D)` and `(m, D)`; the longer
+    set is cut to the length of the shorter.
     """
     n = min(len(samples), len(others))
     pooled = torch.cat([samples[:n], others[:n]]).double()
@@ -35,21 +34,15 @@ def nearest_neighbor_accuracy(samples: torch.Tensor, others: torch.Tensor) -> fl
 def energy_test(
     samples: torch.Tensor, others: torch.Tensor, generator: torch.Generator, permutations: int = 999
 ) -> float:
-    """Returns the p-value of the permutation test with the energy distance, in (0, 1].
+    """Returns the p-value of the permutation test with the energy distance, in [1 / (permutations + 1), 1].
 
-    Args:
-        samples: `(n, D)`.
-        others: `(m, D)`.
-        generator: Source of the permutations.
-        permutations: How many; the p-value is at least 1 / (permutations + 1).
+    `samples` are `(n, D)`, `others` `(m, D)`.
     """
     n, m = len(samples), len(others)
     pooled = torch.cat([samples, others]).double()
     distances = torch.cdist(pooled, pooled)
     sign = torch.cat([torch.full((n,), 1 / n), torch.full((m,), -1 / m)]).double()
-    orders = torch.stack(
-        [torch.arange(n + m)] + [torch.randperm(n + m, generator=generator) for _ in range(permutations)]
-    )
-    signs = sign[orders]  # (permutations + 1, n + m)
+    permuted = [torch.randperm(n + m, generator=generator) for _ in range(permutations)]
+    signs = sign[torch.stack([torch.arange(n + m), *permuted])]  # (permutations + 1, n + m)
     statistics = -((signs @ distances) * signs).sum(1)  # 2 E|X-Y| - E|X-X'| - E|Y-Y'| with its diagonal
-    return ((statistics >= statistics[0] - 1e-12).double().mean()).item()
+    return (statistics >= statistics[0] - 1e-12).double().mean().item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ def evaluate_sets(
 ) -> dict[str, dict[str, EvaluatedSet]]:
     """Evaluates groups of named sets of vectors `(n, D)` together, so that the trunk is computed once."""
     task = task_of(model.config)
-    together = torch.cat([vectors for group in groups.values() for vectors in group.values()])
+    vectors = [named for group in groups.values() for named in group.values()]
+    together = torch.cat(vectors)
     predictions, wrong, scores = {}, {}, {}
     for split, part in (("validation", images.validation), ("test", images.test)):
         inputs = images.inputs(part)
@@ -78,13 +80,8 @@ def evaluate_sets(
         wrong[split] = task.wrong(predictions[split], part.labels)
         scores[split] = task.score(predictions[split], part.labels)
     everything = EvaluatedSet(together, task, torch.arange(len(together)), predictions, wrong, scores)
-    evaluated: dict[str, dict[str, EvaluatedSet]] = {group: {} for group in groups}
-    start = 0
-    for group, sets in groups.items():
-        for name, vectors in sets.items():
-            evaluated[group][name] = everything.take(slice(start, start + len(vectors)))
-            start += len(vectors)
-    return evaluated
+    rows = (slice(stop - len(v), stop) for v, stop in zip(vectors, accumulate(map(len, vectors)), strict=True))
+    return {group: {name: everything.take(next(rows)) for name in sets} for group, sets in groups.items()}
 
 
 def place_in_time(

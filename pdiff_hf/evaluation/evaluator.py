@@ -80,7 +80,10 @@ def evaluate(
     sampling_seconds = time.perf_counter() - started
     # 2. Audit them; held-out checkpoints of other runs are only measured.
     started = time.perf_counter()
-    own, other = _heldout(checkpoints)
+    heldout, runs = checkpoints.splits["test"], set(zoo.run)
+    is_own = [run in runs for run in heldout.run]
+    own = heldout.take(is_own) if any(is_own) else heldout  # if none is of the zoo's own runs, all count as such
+    other = heldout.take([any(is_own) and not chosen for chosen in is_own])
     answer = audit(
         samples,
         zoo.parameters,
@@ -192,12 +195,3 @@ def _reverse_process(
     inputs = take_inputs(images.inputs(images.test), slice(TRACED_IMAGES))
     predictions, _ = network_predictions(pipe.target_model, pipe.processor, torch.cat(shown), inputs, labels)
     return task_of(pipe.target_model.config).score(predictions, labels).view(len(shown), TRACED_SEEDS)
-
-
-def _heldout(checkpoints: Checkpoints) -> tuple[CheckpointSplit, CheckpointSplit]:
-    """Held-out checkpoints: of the zoo's own runs, and of other runs. If none is of its own, all count as such."""
-    test, runs = checkpoints.splits["test"], set(checkpoints.zoo.run)
-    own = [run in runs for run in test.run]
-    if not any(own):
-        own = [True] * len(test)
-    return test.take(own), test.take([not chosen for chosen in own])

@@ -24,10 +24,7 @@ class Interval:
 
 
 def resampling_units(run: torch.Tensor, step: torch.Tensor, length: int | None) -> torch.Tensor:
-    """Returns the number of the independent unit of each checkpoint, `(n,)` int64.
-
-    A unit is a run; if there is only one, a block of as many steps as its correlation is long.
-    """
+    """Returns the number of each checkpoint's unit, `(n,)` int64: its run, or in a single run a block of `length`."""
     if len(run.unique()) > 1 or length is None:
         return run.unique(return_inverse=True)[1]
     return ((step - step.min()) // max(1, length)).unique(return_inverse=True)[1]

@@ -20,9 +20,7 @@ def iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Returns the overlap of the wrong-prediction sets of each pair, `(n, k)` in [0, 1].
 
     `|A and B| / |A or B|` (arXiv 2402.13144v3, equation 7), by one matrix product; two networks without any error
-    have similarity 1.
-
-    `wrong` is `(n, images)` bool, `other` `(k, images)` bool, on the same images.
+    have similarity 1. `wrong` is `(n, images)` bool, `other` `(k, images)` bool, on the same images.
     """
     a, b = wrong.float(), other.float()
     both = a @ b.T  # (n, k)
@@ -40,11 +38,10 @@ def mean_pairwise_iou(wrong: torch.Tensor) -> float | None:
 
 
 def max_similarity(wrong: torch.Tensor, zoo_wrong: torch.Tensor, excluded: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns, for each network, its largest similarity with any zoo member, `(n,)` in [0, 1].
+    """Returns the largest similarity of each network `(n, images)` with any zoo member `(zoo, images)`, `(n,)`.
 
-    `wrong` is `(n, images)` bool, `zoo_wrong` `(zoo, images)`; `excluded` `(n, zoo)` bool are pairs that do not
-    count: a zoo member and itself, or its neighbors in time, which are near-copies of it. A network with nothing left
-    to compare with has similarity 0.
+    `excluded` `(n, zoo)` bool are pairs that do not count, such as a zoo member and its near-copies in time; a network
+    with nothing left to compare with has similarity 0.
     """
     similarity = iou(wrong, zoo_wrong)
     if excluded is not None:
@@ -56,9 +53,7 @@ def chance_corrected_iou(wrong: torch.Tensor, other: torch.Tensor) -> torch.Tens
     """Returns kappa = (IoU - IoU_0) / (1 - IoU_0) of each pair, `(n, k)`: 0 for independent errors, 1 for the same.
 
     IoU_0 = p q / (p + q - p q) is the similarity of independent errors at rates p and q, so that networks of different
-    accuracy can be compared.
-
-    `wrong` is `(n, images)` bool, `other` `(k, images)` bool.
+    accuracy can be compared. `wrong` is `(n, images)` bool, `other` `(k, images)` bool.
     """
     p, q = wrong.double().mean(1)[:, None], other.double().mean(1)[None, :]
     chance = p * q / (p + q - p * q).clamp(min=1e-12)

@@ -1,8 +1,4 @@
-"""Novelty: how far samples are from the zoo, against how far its own members and held-out checkpoints are.
-
-Everything here takes distances `(n, zoo)`: of parameters modulo the network's symmetries, or of functions (the share
-of images on which predictions differ).
-"""
+"""Novelty: how far samples are from the zoo, against how far its own members and held-out checkpoints are."""
 
 from __future__ import annotations
 
@@ -25,10 +21,7 @@ def correlation_length(similarity: torch.Tensor, step: torch.Tensor) -> int:
 
 
 def neighbors_in_time(run: torch.Tensor, step: torch.Tensor, length: int | None) -> torch.Tensor:
-    """Returns which pairs of checkpoints are of one run and within `length` steps (None: any), `(n, n)` bool.
-
-    `run` and `step` are `(n,)` int64.
-    """
+    """Returns which pairs are of one run and within `length` steps (None: any), `(n, n)` bool, of `(n,)` int64."""
     same_run = run[:, None] == run[None, :]
     return same_run if length is None else same_run & ((step[:, None] - step[None, :]).abs() <= length)
 
@@ -40,14 +33,6 @@ def leave_one_out(distances: torch.Tensor, related: torch.Tensor) -> torch.Tenso
     """
     nearest = distances.masked_fill(related, torch.inf).min(1).values
     return nearest[nearest.isfinite()]
-
-
-def nearest_ratio(distances: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Returns r `(n,)`: distance to the nearest zoo member over the median leave-one-out distance. 0 is a copy.
-
-    `distances` are `(n, zoo)`, from samples to zoo members; `reference` is what `leave_one_out` returned.
-    """
-    return distances.min(1).values / reference.median().clamp(min=1e-12)
 
 
 def copying_auc(

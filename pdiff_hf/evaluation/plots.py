@@ -132,10 +132,10 @@ def embedding(evaluation: Evaluation) -> Figure:
     names = [name for name in ("zoo", "heldout", "heldout_branch", "generated") if name in evaluation.networks]
     sets = [evaluation.networks[name].parameters[:EMBEDDED] for name in names]
     everything = torch.cat(sets).numpy()
-    perplexity = min(30, (len(everything) - 1) // 3)
+    tsne = TSNE(perplexity=min(30, (len(everything) - 1) // 3), random_state=0)
     views = {
         "principal components": PCA(2).fit(sets[0].numpy()).transform(everything),
-        "t-SNE": TSNE(perplexity=perplexity, random_state=0).fit_transform(everything),
+        "t-SNE": tsne.fit_transform(everything),
     }
     figure = Figure(figsize=(8, 4.4))
     for axes, (title, points) in zip(figure.subplots(1, 2), views.items(), strict=True):
@@ -144,8 +144,7 @@ def embedding(evaluation: Evaluation) -> Figure:
             style: dict[str, Any] = {"c": row.color, "marker": row.marker, "label": row.label}
             axes.scatter(part[:, 0], part[:, 1], s=14, alpha=0.6, linewidths=0.8, **style)
         axes.set_title(title, fontsize=10)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
     _finish(figure, "Samples belong where held-out checkpoints are, not on top of zoo members")
     return figure
 

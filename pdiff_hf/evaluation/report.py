@@ -64,8 +64,10 @@ def add_report(
 
 def baselines_table(metrics: dict[str, Any]) -> str:
     """Returns every baseline at every setting as a Markdown table, scores in per cent."""
-    score_name = metrics["data"]["score_name"]
-    lines = [f"| baseline | {score_name} | max-similarity | F | on the curve |", "|---|---|---|---|---|"]
+    lines = [
+        f"| baseline | {metrics['data']['score_name']} | max-similarity | F | on the curve |",
+        "|---|---|---|---|---|",
+    ]
     for row in metrics["baselines"]:
         test = row["test"]
         lines.append(

@@ -19,10 +19,7 @@ def ensemble_log_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-    """Returns the temperature in [.05, 20] that minimizes the negative log-likelihood (Guo et al., arXiv 1706.04599).
-
-    `log_probabilities` `(images, classes)` and `labels` `(images,)` are those of validation images.
-    """
+    """Returns the temperature in [.05, 20] with the least NLL of `(images, classes)` (Guo, arXiv 1706.04599)."""
 
     def loss(log_temperature: float) -> float:
         return functional.nll_loss((log_probabilities / math.exp(log_temperature)).log_softmax(-1), labels).item()

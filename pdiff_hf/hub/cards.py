@@ -19,8 +19,7 @@ from .safety import printable
 
 TAGS = ["p-diff", "neural-network-diffusion", "weight-generation"]
 LICENSE = "apache-2.0"
-# The name of the repository in a card that has not been pushed.
-NO_ADDRESS = "path/or/id"
+NO_ADDRESS = "path/or/id"  # the name of the repository in a card that has not been pushed
 PICTURES = {
     "accuracy_similarity.png": "Score against similarity to the zoo",
     "similarity_matrix.png": "Similarity between the sets",

@@ -40,7 +40,6 @@ def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metr
         model_name=NO_ADDRESS if report else None,
         eval_results=_eval_results(metrics, dataset_name) if report else None,
     )
-    environment = dict(metrics["environment"])
     text = render(
         "pipeline.md",
         card_data,
@@ -62,8 +61,8 @@ def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metr
             if isinstance(settings, dict)
         },
         costs={name.removesuffix("_seconds"): f"{value:.2f}" for name, value in metrics["costs"].items()},
-        hardware=environment.pop("hardware", None),
-        versions=environment,
+        hardware=metrics["environment"].get("hardware"),
+        versions={name: value for name, value in metrics["environment"].items() if name != "hardware"},
         sizes=_sizes(Path(folder), pipe.processor.parameter_dim, data.get("zoo_count")),
         report=report,
         score_name=score_name(metrics),
@@ -92,44 +91,34 @@ def summarize(metrics: Mapping[str, Any]) -> str:
     gain = score["generated"] - score["zoo"]
     against = f"{abs(gain):.2f} points {'above' if gain >= 0 else 'below'} the zoo"
     real = "held-out checkpoints'" if "heldout" in sets else "the zoo's (there are no held-out checkpoints)"
-    sentences = [
-        f"The audit's answer: **{verdict['word']}** ({grounds}).",
-        f"The {sets['generated']['test']['n']} generated networks {_reach(metrics, score['generated'])} on average, "
-        f"{against}; the plain average of the zoo reaches {score['average']:.2f} %.",
-        f"Their parameters spread R = {_interval(axes['disperses']['R'])} times as much as the zoo's, and their "
-        f"predictions disagree F = {_interval(axes['disperses']['F'])} times as much as {real}.",
-    ]
-    novel = axes["novel"]
+    novel, gaussian, curve = axes["novel"], axes["distinguishable"], axes["outside_the_curve"]
     if novel["assessable"]:
         weights = novel["weights"]
-        sentences.append(
+        novelty = (
             f"Their distance to the nearest training checkpoint is r = {_interval(weights['r'])} times the natural "
             f"one (held-out checkpoints: {weights['heldout_r']:.2f}); with probability {_interval(weights['auc'])} a "
             "sample lies further from the zoo than a held-out checkpoint does."
         )
     else:
-        sentences.append(f"Novelty is not assessable: {novel['reason']}.")
-    gaussian = axes["distinguishable"]
-    difference = {key: 100 * value for key, value in gaussian["accuracy_difference"].items()}
-    sentences.append(
-        f"Against a Gaussian in the generator's own codes they gain {_interval(difference)} points of "
-        f"{score_name(metrics)}, and where they lie differs with p = {gaussian['energy_p_value']:.3f}: "
-        + ("the two can be told apart." if gaussian["answer"] else "the two cannot be told apart.")
+        novelty = f"Novelty is not assessable: {novel['reason']}."
+    return (
+        f"The audit's answer: **{verdict['word']}** ({grounds}). "
+        f"The {sets['generated']['test']['n']} generated networks {_reach(metrics, score['generated'])} on average, "
+        f"{against}; the plain average of the zoo reaches {score['average']:.2f} %. "
+        f"Their parameters spread R = {_interval(axes['disperses']['R'])} times as much as the zoo's, and their "
+        f"predictions disagree F = {_interval(axes['disperses']['F'])} times as much as {real}. {novelty} "
+        "Against a Gaussian in the generator's own codes they gain "
+        f"{_interval(gaussian['accuracy_difference'], 100)} points of {score_name(metrics)}, and where they lie "
+        f"differs with p = {gaussian['energy_p_value']:.3f}: the two {'can' if gaussian['answer'] else 'cannot'} be "
+        "told apart. Against the curve of the swept baselines, at equal diversity, they gain "
+        f"{_interval(curve['area'], 100)} points on average over {curve['settings']} settings."
     )
-    area = {key: 100 * value for key, value in axes["outside_the_curve"]["area"].items()}
-    sentences.append(
-        f"Against the curve of the swept baselines, at equal diversity, they gain {_interval(area)} points on average "
-        f"over {axes['outside_the_curve']['settings']} settings."
-    )
-    return " ".join(sentences)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """Returns the test figures of every set as a Markdown table, scores in per cent."""
-    lines = [
-        f"| set | n | {score_name(metrics)} | worst | best | similarity | max-similarity | R | F |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = f"| set | n | {score_name(metrics)} | worst | best | similarity | max-similarity | R | F |"
+    lines = [header, "|---|---|---|---|---|---|---|---|---|"]
     for name, figures in metrics["sets"].items():
         test, accuracy = figures["test"], figures["test"]["accuracy"]
         cells = [
@@ -158,8 +147,8 @@ def _reach(metrics: Mapping[str, Any], score: float) -> str:
     return f"reach {score_name(metrics)} = {score:.2f} % on the test examples"
 
 
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+def _interval(found: dict[str, float], factor: int = 1) -> str:
+    return f"{factor * found['value']:.2f} [{factor * found['low']:.2f}, {factor * found['high']:.2f}]"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -38,11 +38,10 @@ def sample_to_folder(
     generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(num_models)]
     settings: dict[str, Any] = {"temperature": temperature, "num_inference_steps": num_inference_steps}
     provenance: list[dict[str, Any]] = []
-    with replace_folder(output_dir, stale=NUMBERED) as folder, tqdm(total=num_models, desc="drawing networks") as bar:
-        for output in pipe.iter(num_models, BATCH_SIZE, generators, **settings):
+    with replace_folder(output_dir, stale=NUMBERED) as folder:
+        outputs = pipe.iter(num_models, BATCH_SIZE, generators, **settings)
+        for i, output in enumerate(tqdm(outputs, desc="drawing networks", total=num_models)):
             networks = cast(DrawnNetworks, output.models)
-            for i in range(len(networks)):
-                networks.write_network(i, folder / f"{len(provenance):05d}")
-                provenance.append(networks.provenance[i])
-                bar.update()
+            networks.write_network(0, folder / f"{i:05d}")
+            provenance += networks.provenance
         networks.write_card(folder, provenance)

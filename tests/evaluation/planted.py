@@ -45,16 +45,8 @@ class Case:
     idle: torch.Tensor
 
     def arguments(self) -> dict:
-        return {
-            "heldout": self.heldout,
-            "runs": self.runs,
-            "steps": self.steps,
-            "heldout_runs": self.heldout_runs,
-            "heldout_steps": self.heldout_steps,
-            "processor": self.processor,
-            "model": self.model,
-            "images": self.images,
-        }
+        names = ("heldout", "runs", "steps", "heldout_runs", "heldout_steps", "processor", "model", "images")
+        return {name: getattr(self, name) for name in names}
 
 
 def multi_run_case(seed: int, runs: int = 300, steps: int = 300) -> Case:
@@ -95,11 +87,10 @@ def multi_run_case(seed: int, runs: int = 300, steps: int = 300) -> Case:
 
 def trajectory_case(seed: int, checkpoints: int = 300, width: int = 32) -> Case:
     """One trajectory of the last two norms of a small ResNet, in ten alternating blocks."""
+    network = {"embedding_size": width, "hidden_sizes": [width, 2 * width], "depths": [1, 1], "layer_type": "basic"}
     settings = TrajectorySettings(
         image_size=16,
-        model_config=json.dumps(
-            {"embedding_size": width, "hidden_sizes": [width, 2 * width], "depths": [1, 1], "layer_type": "basic"}
-        ),
+        model_config=json.dumps(network),
         learning_rate=0.1,
         augmentation_shift=2,
         augmentation_noise=1.4,
@@ -114,21 +105,10 @@ def trajectory_case(seed: int, checkpoints: int = 300, width: int = 32) -> Case:
     images = load_images_of(settings)
     checkpoints = collect(images, load_target(settings, images), settings)
     zoo, heldout, unseen = (checkpoints.splits[split] for split in ("train", "test", "validation"))
-    return Case(
-        images,
-        checkpoints.target_model,
-        checkpoints.processor,
-        zoo.parameters,
-        zoo.run,
-        zoo.step,
-        heldout.parameters,
-        heldout.run,
-        heldout.step,
-        unseen.parameters,
-        _directions_without_derivative(
-            checkpoints.target_model, checkpoints.processor, zoo.parameters.mean(0), images
-        ),
-    )
+    model, processor = checkpoints.target_model, checkpoints.processor
+    known = [rows for split in (zoo, heldout) for rows in (split.parameters, split.run, split.step)]
+    idle = _directions_without_derivative(model, processor, zoo.parameters.mean(0), images)
+    return Case(images, model, processor, *known, unseen.parameters, idle)
 
 
 def _directions_without_derivative(
@@ -155,6 +135,10 @@ def planted_generators(case: Case, seed: int) -> dict[str, tuple[torch.Tensor, s
     def noise() -> torch.Tensor:
         return torch.randn(SAMPLES, zoo.shape[1], generator=generator)
 
+    def idle_noise() -> torch.Tensor:  # of the zoo's own spread
+        drawn = noise() @ case.idle.T @ case.idle
+        return drawn * (zoo.var(0).sum() / drawn.var(0).sum()).sqrt()
+
     def members() -> torch.Tensor:
         return zoo[torch.randint(len(zoo), (SAMPLES,), generator=generator)]
 
@@ -163,7 +147,7 @@ def planted_generators(case: Case, seed: int) -> dict[str, tuple[torch.Tensor, s
         "copies": (members(), {"copier"}),
         "copies with small noise": (members() + 0.05 * std * noise(), {"copier"}),
         "mean with small noise": (mean + 0.05 * std * noise(), {"averager"}),
-        "mean with idle noise": (_idle_noise(case.idle, mean, zoo, noise()), {"averager"}),
+        "mean with idle noise": (mean + idle_noise(), {"averager"}),
         "interpolation of two": ((members() + members()) / 2, never),
         "Gaussian": (gaussian_full(zoo, SAMPLES, generator), {"Gaussian-equivalent"}),
         "real checkpoints": (
@@ -175,9 +159,3 @@ def planted_generators(case: Case, seed: int) -> dict[str, tuple[torch.Tensor, s
     if symmetries.layers:
         planted["permuted and rescaled copies"] = (symmetries.transform(members(), generator), {"copier"})
     return planted
-
-
-def _idle_noise(idle: torch.Tensor, mean: torch.Tensor, zoo: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The mean, with noise of the zoo's own spread in idle directions."""
-    drawn = noise @ idle.T @ idle
-    return mean + drawn * (zoo.var(0).sum() / drawn.var(0).sum()).sqrt()
