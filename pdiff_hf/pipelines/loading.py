@@ -37,13 +37,6 @@ class Source:
     repository: RepositoryFiles | None = None
 
 
-def describe_source(source: Source | None) -> dict[str, Any]:
-    """Returns the repository and the commit that a pipeline was loaded from, None if it was not."""
-    repository = source.repository if source else None
-    commit = source.folder.name if source and repository else None
-    return {"generator": repository.repo_id if repository else None, "revision": commit}
-
-
 def load_arguments(name: str, known: Collection[str], kwargs: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
     """Returns where a pipeline is, and the arguments of its constructor, whose names are `known`.
 

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
 from .checks import as_count, as_temperature, check_arguments, check_generator, check_scheduler, returned_latents
-from .loading import Source, describe_source, load_arguments, locate
-from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, number_draws
+from .loading import Source, load_arguments, locate
+from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, describe_source, number_draws
 from .saving import read_attachments, write_attachments
 
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
