@@ -169,6 +169,13 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
         write_json(folder / "provenance.json", self.provenance[index])
 
 
+def describe_source(source: Any) -> dict[str, Any]:
+    """Returns the repository and the commit of the `Source` that a pipeline was loaded from, None if it was not."""
+    repository = source.repository if source else None
+    commit = source.folder.name if source and repository else None
+    return {"generator": repository.repo_id if repository else None, "revision": commit}
+
+
 def number_draws(
     count: int, generator: torch.Generator | list[torch.Generator] | None, drawing: dict[str, Any]
 ) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
 from .checks import as_count, as_temperature, check_arguments, check_generator, check_scheduler, returned_latents
 from .loading import Source, load_arguments, locate
-from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, number_draws
+from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, describe_source, number_draws
 from .saving import read_attachments, write_attachments
 
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
@@ -186,13 +186,7 @@ class PDiffPipeline(DiffusionPipeline):
             fields = {"parameters": parameters.cpu().numpy() if output_type == "np" else parameters}
         if output_type == "model":
             sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature}
-            repository = self._source.repository if self._source else None
-            drawing = {
-                "generator": repository.repo_id if repository else None,
-                "revision": self._source.folder.name if self._source and repository else None,
-                "scheduler": type(scheduler).__name__,
-                **sampling,
-            }
+            drawing = {**describe_source(self._source), "scheduler": type(scheduler).__name__, **sampling}
             drawing["diffusers_version"] = diffusers.__version__
             provenance = number_draws(num_models, generator, drawing)
             preprocessing = self.config.image_processor_config or {}
