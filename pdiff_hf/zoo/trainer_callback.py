@@ -12,6 +12,9 @@ from .checkpoints import Checkpoints
 from .parquet import CheckpointsError
 from .recorder import CheckpointRecorder, interleaved_splits
 
+# Trainer keeps the network in training mode, in which these tensors move whatever is frozen.
+STATISTICS = ("*.running_mean", "*.running_var", "*.num_batches_tracked")
+
 
 class CheckpointCallback(TrainerCallback):
     """Records a model's parameter subset every few steps of a `Trainer`, in splits of alternating blocks:
@@ -37,6 +40,8 @@ class CheckpointCallback(TrainerCallback):
         gap: Checkpoints left out between two blocks.
         freeze_trunk: After the burn-in train the subset alone, so that all checkpoints have the trunk in common. With
             several processes freeze it yourself, before the training starts.
+        allow_moving_trunk: See `CheckpointRecorder`. The running statistics of BatchNorm may always move; what is
+            saved are the last ones.
 
     Raises:
         ValueError: If counts are not divisible into blocks.
@@ -53,11 +58,13 @@ class CheckpointCallback(TrainerCallback):
         num_blocks: int = 5,
         gap: int = 20,
         freeze_trunk: bool = True,
+        allow_moving_trunk: bool = False,
     ) -> None:
         self.subset = subset
         self.burn_in_steps = burn_in_steps
         self.every = every
         self.freeze_trunk = freeze_trunk
+        self.allow_moving_trunk = allow_moving_trunk
         self.schedule = interleaved_splits(
             num_checkpoints, num_validation_checkpoints, num_test_checkpoints, num_blocks, gap
         )
@@ -108,7 +115,7 @@ class CheckpointCallback(TrainerCallback):
                 f"{self.burn_in_steps} on was not saved with it; resume from before that step."
             )
         if self.recorder is None:
-            self.recorder = CheckpointRecorder(model, self.subset)
+            self.recorder = CheckpointRecorder(model, self.subset, self.allow_moving_trunk or STATISTICS)
         else:
             self.recorder.follow(model)
         if state.global_step == self.burn_in_steps:
@@ -121,6 +128,7 @@ class CheckpointCallback(TrainerCallback):
 
         Raises:
             NonFiniteParametersError: If the training has diverged.
+            CheckpointsError: If the trunk has changed since the first record.
         """
         if state.global_step == self.burn_in_steps:
             self._freeze()
@@ -140,10 +148,5 @@ class CheckpointCallback(TrainerCallback):
         self._frozen = []
 
     def _freeze(self) -> None:
-        if not self.freeze_trunk or self.recorder is None:
-            return
-        generated = set(self.recorder.processor.names)
-        for name, parameter in self.recorder.model.named_parameters():
-            if name not in generated and parameter.requires_grad:
-                parameter.requires_grad_(False)
-                self._frozen.append(parameter)
+        if self.freeze_trunk and self.recorder is not None:
+            self._frozen += self.recorder.freeze_trunk()
