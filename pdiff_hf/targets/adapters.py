@@ -41,6 +41,8 @@ class AdaptedModel(PreTrainedModel):
     def __init__(self, config: AdaptedConfig, peft_model: Any = None) -> None:
         super().__init__(config)
         self.peft_model: Any = _build(config) if peft_model is None else peft_model
+        # Now, because transformers lets everything that it loads require grad.
+        self.trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         self.post_init()
 
     def init_weights(self) -> None:
@@ -77,9 +79,28 @@ class AdaptedModel(PreTrainedModel):
         return self.peft_model(*args, **kwargs)
 
     def adapter_tensors(self) -> list[str]:
-        """Returns the names of the adapter's tensors and of the modules that PEFT trains with it (a head)."""
-        part = f".{self.config.adapter_name}"
-        return [name for name, _ in self.named_parameters() if f"{part}." in name or name.endswith(part)]
+        """Returns the names of what PEFT trains (adapter, biases, a head): what required grad, else what PEFT saves.
+
+        Raises `LayoutError` if something else requires grad, which would not be saved with an adapter.
+        """
+        peft: Any = importlib.import_module("peft")
+        name = self.config.adapter_name
+        saved = peft.get_peft_model_state_dict(self.peft_model, adapter_name=name, save_embedding_layers=False)
+        places = {tensor.data_ptr() for tensor in saved.values()}
+        own = [n for n, p in self.named_parameters() if f".{name}" in n or p.data_ptr() in places]
+        foreign = [n for n in self.trained if n not in own]
+        if foreign:
+            raise LayoutError(
+                f"PEFT does not save {foreign[0]!r} with the adapter, but it requires grad; freeze it, or name its "
+                "module in modules_to_save."
+            )
+        return self.trained or own
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves base and adapter; buffers that layers have in common (VeRA's projections) are written for each."""
+        buffers = dict(self.named_buffers(remove_duplicate=False))
+        state_dict = {n: t.clone() if n in buffers else t for n, t in self.state_dict().items()}
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def save_adapter(self, folder: str | os.PathLike) -> None:
         """Writes `adapter_config.json` and its safetensors file, for `PeftModel.from_pretrained(base, folder)`."""

@@ -14,7 +14,6 @@ from ..targets.subsets import make_processor
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit
 from .parquet import CheckpointsError
 
-
 # By the bytes of a number, the integers that its bits are summed as.
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
