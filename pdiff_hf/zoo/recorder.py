@@ -127,7 +127,7 @@ class CheckpointRecorder:
 
 def _checksum(tensor: torch.Tensor) -> int:
     """Returns the sum of the numbers' bits as integers, by which a step of an optimizer is noticed, however small."""
-    return tensor.detach().reshape(-1).view(INTEGERS.get(tensor.element_size(), torch.uint8)).sum().item()
+    return int(tensor.detach().reshape(-1).view(INTEGERS.get(tensor.element_size(), torch.uint8)).sum())
 
 
 def interleaved_splits(
