@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
 from .loading import find_model_class
 from .processing_parameters import LayoutError
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 class AdaptedConfig(PreTrainedConfig):
@@ -116,14 +119,23 @@ class AdaptedModel(PreTrainedModel):
 def as_target(model: nn.Module) -> PreTrainedModel:
     """Returns a network that a pipeline can hold: a PEFT model wrapped, any other network unchanged.
 
-    Raises `LayoutError` if the network cannot be saved with its adapter.
+    What `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of a network is looked
+    through. Raises `LayoutError` if it is no transformers network, or cannot be saved with its adapter.
     """
+    while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
+        model = cast(nn.Module, model.module if isinstance(model, WRAPPERS) else model._orig_mod)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise LayoutError(
             f"The adapter of this {type(model).__name__} was added by its own add_adapter, after which transformers "
             "does not save the base; add it with peft.get_peft_model."
         )
-    return AdaptedModel.wrap(model) if hasattr(model, "get_base_model") else cast(PreTrainedModel, model)
+    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(base, PreTrainedModel):
+        raise LayoutError(
+            f"A target is a transformers network, but this is a plain {type(base).__name__}; record "
+            "pdiff_hf.ModuleTarget.wrap(module, arguments), with the arguments of its constructor."
+        )
+    return base if base is model else AdaptedModel.wrap(model)
 
 
 def _build(config: AdaptedConfig) -> Any:

@@ -101,12 +101,12 @@ class CheckpointRecorder:
         return Checkpoints(splits, self.processor, self.model, preprocessing or {}, collection or {})
 
     def _check_trunk(self, state_dict: Mapping[str, Any]) -> None:
-        generated = set(self.processor.names)
+        generated = {state_dict[name].data_ptr() for name in self.processor.names}  # under all names, if tied
         trunk = {
             name: _checksum(tensor)
             for name, tensor in state_dict.items()
-            if name not in generated
-            and isinstance(tensor, torch.Tensor)
+            if isinstance(tensor, torch.Tensor)
+            and tensor.data_ptr() not in generated
             and not any(fnmatchcase(name, pattern) for pattern in self.may_move)
         }
         self.trunk = self.trunk or trunk
