@@ -41,6 +41,7 @@ from .targets.inference import network_logits as network_logits
 from .targets.inference import network_predictions as network_predictions
 from .targets.loading import AnyTargetModel as AnyTargetModel
 from .targets.loading import UnknownTargetError as UnknownTargetError
+from .targets.module_target import ModuleTarget as ModuleTarget
 from .targets.networks import ConvNetConfig as ConvNetConfig
 from .targets.networks import ConvNetForImageClassification as ConvNetForImageClassification
 from .targets.networks import MLPConfig as MLPConfig

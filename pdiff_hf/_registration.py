@@ -27,6 +27,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "mlp": "targets.networks:MLPForImageClassification",
         "convnet": "targets.networks:ConvNetForImageClassification",
         "adapted": "targets.adapters:AdaptedModel",
+        "module": "targets.module_target:ModuleTarget",
         "any": "targets.loading:AnyTargetModel",
     },
 }

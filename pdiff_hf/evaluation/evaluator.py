@@ -34,7 +34,7 @@ class Evaluation:
 
     sets: dict[str, dict[str, Any]]  # the figures of each set, as in metrics.json
     networks: dict[str, EvaluatedSet]
-    max_similarity: dict[str, torch.Tensor]  # of each set (n,), each network's largest test similarity with the zoo
+    max_similarity: dict[str, torch.Tensor]  # of each set (n,), largest test similarity with the zoo, or NaN
     answer: Audit
     similarity: torch.Tensor  # (sets, sets), mean similarity between any two sets on test images
     reverse_process: torch.Tensor  # (steps, seeds), test score along the sampler's steps
@@ -150,7 +150,7 @@ def _figures(
                 "n": len(rows),
                 "accuracy": score_statistics(scores),  # the score of any task
                 "iou": mean_pairwise_iou(wrong),
-                "max_similarity": nearest[key].mean().item(),
+                "max_similarity": None if nearest[key].isnan().all() else nearest[key].nanmean().item(),
                 "kappa_to_zoo": chance_corrected_iou(wrong, members.wrong[split]).mean().item(),
                 "disagreement": rows.mean_disagreement(split),
             }

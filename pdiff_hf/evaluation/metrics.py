@@ -40,12 +40,12 @@ def mean_pairwise_iou(wrong: torch.Tensor) -> float | None:
 def max_similarity(wrong: torch.Tensor, zoo_wrong: torch.Tensor, excluded: torch.Tensor | None = None) -> torch.Tensor:
     """Returns the largest similarity of each network `(n, images)` with any zoo member `(zoo, images)`, `(n,)`.
 
-    `excluded` `(n, zoo)` bool are pairs that do not count, such as a zoo member and its near-copies in time; a network
-    with nothing left to compare with has similarity 0.
+    `excluded` `(n, zoo)` bool are pairs that do not count, such as a zoo member and its near-copies in time; of a
+    network with nothing left to compare with it is NaN.
     """
     similarity = iou(wrong, zoo_wrong)
     if excluded is not None:
-        similarity = similarity.masked_fill(excluded, 0.0)
+        similarity = similarity.masked_fill(excluded, 0.0).masked_fill(excluded.all(1, keepdim=True), torch.nan)
     return similarity.max(1).values
 
 

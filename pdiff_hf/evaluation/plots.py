@@ -48,7 +48,7 @@ def accuracy_against_similarity(evaluation: Evaluation) -> Figure:
         style: dict[str, Any] = {"c": row.color, "marker": row.marker}
         axes.scatter(x[:MAX_POINTS], y[:MAX_POINTS], s=10, alpha=0.25, linewidths=0.8, **style)
         edge = None if row.marker in "x+" else "black"
-        axes.scatter(x.mean(), y.mean(), 150, linewidths=1.5, edgecolors=edge, label=row.label, zorder=5, **style)
+        axes.scatter(x.nanmean(), y.mean(), 150, linewidths=1.5, edgecolors=edge, label=row.label, zorder=5, **style)
     for row in SETS.values():
         family = (row.baseline or "").partition("@")[0]
         points = [found.test for found in evaluation.answer.curve if found.name.partition("@")[0] == family]

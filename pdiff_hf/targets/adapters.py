@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
@@ -35,6 +36,7 @@ SETTINGS = """peft_type task_type base_model_name_or_path inference_mode bias fa
 # Left out is what matters only to its first initialization, or to PEFT on the machine where it was made.
 PAST = """auto_mapping revision peft_version runtime_config megatron_core loftq_config eva_config corda_config
     lora_ga_config prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs"""
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 class AdaptedConfig(PreTrainedConfig):
@@ -62,6 +64,8 @@ class AdaptedModel(PreTrainedModel):
     def __init__(self, config: AdaptedConfig, peft_model: Any = None) -> None:
         super().__init__(config)
         self.peft_model: Any = _build(config) if peft_model is None else peft_model
+        # Now, because transformers lets everything that it loads require grad.
+        self.trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         self.post_init()
 
     def init_weights(self) -> None:
@@ -103,9 +107,28 @@ class AdaptedModel(PreTrainedModel):
         return self.peft_model(*args, **kwargs)
 
     def adapter_tensors(self) -> list[str]:
-        """Returns the names of the adapter's tensors and of the modules that PEFT trains with it (a head)."""
-        part = f".{self.config.adapter_name}"
-        return [name for name, _ in self.named_parameters() if f"{part}." in name or name.endswith(part)]
+        """Returns the names of what PEFT trains (adapter, biases, a head): what required grad, else what PEFT saves.
+
+        Raises `LayoutError` if something else requires grad, which would not be saved with an adapter.
+        """
+        peft: Any = importlib.import_module("peft")
+        name = self.config.adapter_name
+        saved = peft.get_peft_model_state_dict(self.peft_model, adapter_name=name, save_embedding_layers=False)
+        places = {tensor.data_ptr() for tensor in saved.values()}
+        own = [n for n, p in self.named_parameters() if f".{name}" in n or p.data_ptr() in places]
+        foreign = [n for n in self.trained if n not in own]
+        if foreign:
+            raise LayoutError(
+                f"PEFT does not save {foreign[0]!r} with the adapter, but it requires grad; freeze it, or name its "
+                "module in modules_to_save."
+            )
+        return self.trained or own
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves base and adapter; buffers that layers have in common (VeRA's projections) are written for each."""
+        buffers = dict(self.named_buffers(remove_duplicate=False))
+        state_dict = {n: t.clone() if n in buffers else t for n, t in self.state_dict().items()}
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def save_adapter(self, folder: str | os.PathLike) -> None:
         """Writes `adapter_config.json` and its safetensors file, for `PeftModel.from_pretrained(base, folder)`."""
@@ -121,14 +144,23 @@ class AdaptedModel(PreTrainedModel):
 def as_target(model: nn.Module) -> PreTrainedModel:
     """Returns a network that a pipeline can hold: a PEFT model wrapped, any other network unchanged.
 
-    Raises `LayoutError` if the network cannot be saved with its adapter.
+    What `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of a network is looked
+    through. Raises `LayoutError` if it is no transformers network, or cannot be saved with its adapter.
     """
+    while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
+        model = cast(nn.Module, model.module if isinstance(model, WRAPPERS) else model._orig_mod)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise LayoutError(
             f"The adapter of this {type(model).__name__} was added by its own add_adapter, after which transformers "
             "does not save the base; add it with peft.get_peft_model."
         )
-    return AdaptedModel.wrap(model) if hasattr(model, "get_base_model") else cast(PreTrainedModel, model)
+    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(base, PreTrainedModel):
+        raise LayoutError(
+            f"A target is a transformers network, but this is a plain {type(base).__name__}; record "
+            "pdiff_hf.ModuleTarget.wrap(module, arguments), with the arguments of its constructor."
+        )
+    return base if base is model else AdaptedModel.wrap(model)
 
 
 def adapter_settings(stored: dict[str, Any]) -> dict[str, Any]:

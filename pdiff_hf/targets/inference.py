@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..data.inputs import Inputs, call_with, count_inputs, forward, move_inputs, take_inputs
 from .processing_parameters import ParameterProcessor
-from .task import task_of
+from .task import logits_of, task_of
 
 logger = logging.get_logger(__name__)
 
@@ -121,19 +121,19 @@ def _plan_evaluation(
     """
     n = len(tensors[processor.names[0]])
 
-    def logits_of(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
+    def logits_with(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
         with PlainArithmetic():
-            return functional_call(target_model, generated, *call_with(batch)).logits
+            return logits_of(target_model, functional_call(target_model, generated, *call_with(batch)))
 
     def one_by_one(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
-        return torch.stack([logits_of({name: t[i] for name, t in generated.items()}, batch) for i in range(n)])
+        return torch.stack([logits_with({name: t[i] for name, t in generated.items()}, batch) for i in range(n)])
 
     # 1. Networks with generated convolution weights (more than two dimensions) are evaluated one by one.
     if any(len(shape) > 2 for shape in processor.shapes):
         return one_by_one, MAX_BATCH_SIZE
     # 2. So must be a model that vmap cannot trace; a trial with two networks and one example finds out.
     try:
-        torch.vmap(logits_of, in_dims=(0, None), randomness="error")({k: t[:2] for k, t in tensors.items()}, one)
+        torch.vmap(logits_with, in_dims=(0, None), randomness="error")({k: t[:2] for k, t in tensors.items()}, one)
     except RuntimeError as error:
         logger.warning(
             f"{type(target_model).__name__} cannot be evaluated by vmap ({error}); each of the {n} networks is "
@@ -145,7 +145,7 @@ def _plan_evaluation(
     pair_bytes = 4 * _generated_activations(target_model, processor, one)
     pairs = max(ACTIVATION_BUDGET // pair_bytes, min(n, ONE_IMAGE_BUDGET // pair_bytes))
     chunk_size = max(1, min(n, pairs))
-    evaluate = torch.vmap(logits_of, in_dims=(0, None), chunk_size=chunk_size)
+    evaluate = torch.vmap(logits_with, in_dims=(0, None), chunk_size=chunk_size)
     return evaluate, max(1, min(MAX_BATCH_SIZE, pairs // chunk_size))
 
 

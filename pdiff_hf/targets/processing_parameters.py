@@ -121,7 +121,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 f"{tuple(vector.shape)}."
             )
         pieces = zip(self.names, self.shapes, vector.split(self.sizes, dim=-1), strict=True)
-        return {name: piece.reshape(*vector.shape[:-1], *shape) for name, shape, piece in pieces}
+        return {name: piece.reshape((*vector.shape[:-1], *shape)) for name, shape, piece in pieces}
 
     def load_into(self, model: nn.Module, vector: torch.Tensor) -> None:
         """Copies one vector `(D,)` into the model's tensors, in place and in their dtype.

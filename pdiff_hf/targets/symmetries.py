@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..data.inputs import Inputs, call_with
 from .processing_parameters import ParameterProcessor
-from .task import classification, task_of
+from .task import classification, logits_of, task_of
 
 TOLERANCE = 1e-3  # relative change of the logits that still counts as none
 BALANCING_ROUNDS = 20
@@ -235,7 +235,8 @@ def _widen(factor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def _logits(model: nn.Module, processor: ParameterProcessor, vector: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    return functional_call(model, processor.unflatten(vector), *call_with(inputs)).logits.float()
+    output = functional_call(model, processor.unflatten(vector), *call_with(inputs))
+    return logits_of(model, output).float()
 
 
 def _same(logits: torch.Tensor, reference: torch.Tensor) -> bool:

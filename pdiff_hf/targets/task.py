@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
 
@@ -118,6 +119,17 @@ class Regression:
 
 classification = Classification()
 regression = Regression()
+
+
+def logits_of(model: nn.Module, output: Any) -> torch.Tensor:
+    """Returns the logits of a network's output; ValueError if it has none, as of a network without a head."""
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        raise ValueError(
+            f"{type(model).__name__} returns a {type(output).__name__} without logits, but networks are "
+            "measured by them; choose a network with a head, such as a …ForSequenceClassification."
+        )
+    return logits
 
 
 def task_of(config: PreTrainedConfig) -> Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,12 +14,16 @@ from ..targets.subsets import make_processor
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit
 from .parquet import CheckpointsError
 
+# By the bytes of a number, the integers that its bits are summed as.
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class CheckpointRecorder:
-    """Records a model's parameter subset from any training loop, in two lines:
+    """Records a model's parameter subset from any training loop, in three lines:
 
     ```python
     recorder = CheckpointRecorder(model, "last_norms")
+    recorder.freeze_trunk()
     for step, batch in enumerate(batches):
         ...
         recorder.record(step)
@@ -26,14 +31,30 @@ class CheckpointRecorder:
     ```
 
     Args:
-        model: The network in training, or what PEFT made of it; it is read, never changed.
+        model: The network in training, or what PEFT made of it; recording reads it and never changes it.
         subset: A preset (`last_norms`, `head`, `adapter`, `full`) or fnmatch patterns on `state_dict()` names.
+        allow_moving_trunk: Whether tensors outside the subset may change between two records, or fnmatch patterns of
+            those that may. All rows are saved with the trunk as it is at the end, so that rows recorded with another
+            one become networks that never existed.
     """
 
-    def __init__(self, model: nn.Module, subset: str | Sequence[str]) -> None:
+    def __init__(
+        self, model: nn.Module, subset: str | Sequence[str], allow_moving_trunk: bool | Sequence[str] = False
+    ) -> None:
         self.model = as_target(model)
         self.processor = make_processor(self.model, subset)
         self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        patterns = {True: ["*"], False: []}
+        self.may_move = patterns[allow_moving_trunk] if isinstance(allow_moving_trunk, bool) else allow_moving_trunk
+        self.trunk: dict[str, int] | None = None  # checksums of its tensors at the first record
+
+    def freeze_trunk(self) -> list[nn.Parameter]:
+        """Lets the subset alone be trained from now on, and returns the parameters that it has frozen."""
+        generated = set(self.processor.names)
+        frozen = [p for name, p in self.model.named_parameters() if name not in generated and p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        return frozen
 
     def record(self, step: int, split: str = "train", run: str = "run-0", seed: int = 0) -> None:
         """Keeps a copy of the subset as it stands, as `step` of the independent training `run`.
@@ -41,10 +62,13 @@ class CheckpointRecorder:
         Raises:
             CheckpointsError: If the split is not `train`, `validation` or `test`.
             NonFiniteParametersError: If the training has diverged.
+            CheckpointsError: If the trunk has changed since the first record.
         """
         if split not in SPLITS:
             raise CheckpointsError(f"There is no split {split!r}; a checkpoint belongs to one of {list(SPLITS)}.")
-        vector = self.processor.flatten(self.model.state_dict()).cpu()
+        state_dict = self.model.state_dict()
+        vector = self.processor.flatten(state_dict).cpu()
+        self._check_trunk(state_dict)
         self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed})
 
     def follow(self, model: nn.Module) -> None:
@@ -53,12 +77,12 @@ class CheckpointRecorder:
         self.model = as_target(model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rows, for `Accelerator.register_for_checkpointing`."""
-        return {"rows": self.rows}
+        """Returns the rows and what the trunk was, for `Accelerator.register_for_checkpointing`."""
+        return {"rows": self.rows, "trunk": self.trunk}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes the rows back."""
-        self.rows = state_dict["rows"]
+        """Takes them back."""
+        self.rows, self.trunk = state_dict["rows"], state_dict.get("trunk")
 
     def checkpoints(
         self, preprocessing: dict[str, Any] | None = None, collection: dict[str, Any] | None = None
@@ -70,6 +94,30 @@ class CheckpointRecorder:
             columns = {name: [row[name] for row in rows] for name in ("run", "step", "seed")}
             splits[split] = CheckpointSplit(torch.stack(vectors)[: len(rows)], **columns)
         return Checkpoints(splits, self.processor, self.model, preprocessing or {}, collection or {})
+
+    def _check_trunk(self, state_dict: Mapping[str, Any]) -> None:
+        generated = {state_dict[name].data_ptr() for name in self.processor.names}  # under all names, if tied
+        trunk = {
+            name: _checksum(tensor)
+            for name, tensor in state_dict.items()
+            if isinstance(tensor, torch.Tensor)
+            and tensor.data_ptr() not in generated
+            and not any(fnmatchcase(name, pattern) for pattern in self.may_move)
+        }
+        self.trunk = self.trunk or trunk
+        moved = [name for name, checksum in trunk.items() if checksum != self.trunk.get(name)]
+        if moved:
+            raise CheckpointsError(
+                f"{len(moved)} tensors outside the subset have changed since the first record, such as {moved[0]!r}, "
+                "but all rows are saved with one trunk: freeze it before the first record (recorder.freeze_trunk(), "
+                "and model.eval() for the statistics of BatchNorm), record a larger subset, or pass "
+                "allow_moving_trunk=True."
+            )
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    """Returns the sum of the numbers' bits as integers, by which a step of an optimizer is noticed, however small."""
+    return int(tensor.detach().reshape(-1).view(INTEGERS.get(tensor.element_size(), torch.uint8)).sum())
 
 
 def interleaved_splits(

@@ -12,6 +12,9 @@ from .checkpoints import Checkpoints
 from .parquet import CheckpointsError
 from .recorder import CheckpointRecorder, interleaved_splits
 
+# Trainer keeps the network in training mode, in which these tensors move whatever is frozen.
+STATISTICS = ("*.running_mean", "*.running_var", "*.num_batches_tracked")
+
 
 class CheckpointCallback(TrainerCallback):
     """Records a model's parameter subset every few steps of a `Trainer`, in splits of alternating blocks:
@@ -34,6 +37,8 @@ class CheckpointCallback(TrainerCallback):
         num_blocks, gap: Blocks into which each split is cut, and checkpoints left out between two.
         freeze_trunk: After the burn-in train the subset alone, so that all checkpoints have the trunk in common. With
             several processes freeze it yourself, before the training starts.
+        allow_moving_trunk: See `CheckpointRecorder`. The running statistics of BatchNorm may always move; what is
+            saved are the last ones.
     """
 
     def __init__(
@@ -47,9 +52,11 @@ class CheckpointCallback(TrainerCallback):
         num_blocks: int = 5,
         gap: int = 20,
         freeze_trunk: bool = True,
+        allow_moving_trunk: bool = False,
     ) -> None:
         self.subset, self.freeze_trunk = subset, freeze_trunk
         self.burn_in_steps, self.every = burn_in_steps, every
+        self.allow_moving_trunk = allow_moving_trunk
         self.schedule = interleaved_splits(
             num_checkpoints, num_validation_checkpoints, num_test_checkpoints, num_blocks, gap
         )
@@ -86,7 +93,7 @@ class CheckpointCallback(TrainerCallback):
                 f"{self.burn_in_steps} on was not saved with it; resume from before that step."
             )
         if self.recorder is None:
-            self.recorder = CheckpointRecorder(model, self.subset)
+            self.recorder = CheckpointRecorder(model, self.subset, self.allow_moving_trunk or STATISTICS)
         else:
             self.recorder.follow(model)
         if state.global_step == self.burn_in_steps:
@@ -95,7 +102,7 @@ class CheckpointCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Records, if it is time; `NonFiniteParametersError` if the training has diverged."""
+        """Records, if it is time; raises what `CheckpointRecorder.record` raises."""
         if state.global_step == self.burn_in_steps:
             self._freeze()
         tick, rest = divmod(state.global_step - self.burn_in_steps, self.every)
@@ -114,10 +121,5 @@ class CheckpointCallback(TrainerCallback):
         self._frozen = []
 
     def _freeze(self) -> None:
-        if not self.freeze_trunk or self.recorder is None:
-            return
-        generated = set(self.recorder.processor.names)
-        for name, parameter in self.recorder.model.named_parameters():
-            if name not in generated and parameter.requires_grad:
-                parameter.requires_grad_(False)
-                self._frozen.append(parameter)
+        if self.freeze_trunk and self.recorder is not None:
+            self._frozen += self.recorder.freeze_trunk()

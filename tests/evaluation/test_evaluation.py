@@ -27,6 +27,7 @@ from pdiff_hf.evaluation.verdict import MEANINGS
 from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf.loops import seeded
 from pdiff_hf.pipelines.card import write_pipeline_card
+from pdiff_hf.pipelines.describing import describe_pipeline, description_table
 
 SHOWN = [key for key in SETS if key != "heldout_branch"]
 
@@ -181,6 +182,36 @@ def test_neighbors_in_time_do_not_count_as_the_nearest_zoo_member(measure: Measu
 
     assert far[:2].tolist() == other_run[:2].tolist() == [1, 1]
     assert (near[:2] < 1).all()
+
+
+@pytest.mark.parametrize(("count", "heldout"), [(2, 0), (3, 1), (12, 2)])
+def test_small_zoos_are_reported_with_what_is_undefined_left_out(
+    count, heldout, measure: Measure, tiny_checkpoints: Checkpoints, tiny_pipeline: PDiffPipeline, tmp_path: Path
+):
+    zoo, test = tiny_checkpoints.zoo, tiny_checkpoints.splits["test"]
+    tiny_checkpoints.splits = {"train": zoo.rows(slice(count)), "test": test.rows(slice(heldout))}
+    tiny_checkpoints.zoo.run, tiny_checkpoints.zoo.step = ["one"] * count, list(range(count))
+
+    evaluation = measure()
+    metrics = write_report(tmp_path / "report", evaluation, tiny_pipeline.metrics, tiny_pipeline.processor)
+    tiny_pipeline.save_pretrained(tmp_path / "pipeline")
+    add_report(tmp_path / "pipeline", tiny_pipeline, tmp_path / "report", metrics)
+
+    written = strict((tmp_path / "report" / "metrics.json").read_text())["sets"]
+    assert written["zoo"]["test"]["max_similarity"] is None  # all members are neighbors in time
+    assert evaluation.max_similarity["zoo"].isnan().all()
+    assert (written["generated"]["dispersion"]["F"] is None) == (heldout < 2)
+    described = description_table(describe_pipeline(tmp_path / "pipeline")).partition("\ndispersion")[2]
+    assert ("F = " in described) == (heldout == 2)
+
+
+def test_one_checkpoint_or_one_sample_is_refused(measure: Measure, tiny_checkpoints: Checkpoints):
+    with pytest.raises(ValueError, match="at least two samples and two zoo members, but there are 1 and 24"):
+        measure(num_models=1)
+
+    tiny_checkpoints.splits["train"] = tiny_checkpoints.zoo.rows(slice(1))
+    with pytest.raises(ValueError, match="at least two samples and two zoo members, but there are 3 and 1"):
+        measure()
 
 
 def test_checkpoints_of_another_layout_are_refused(measure: Measure, tiny_checkpoints: Checkpoints):

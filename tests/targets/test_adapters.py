@@ -58,12 +58,18 @@ def bert() -> tuple[PreTrainedModel, Inputs]:
 LORA_VIT = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
 LORA_BERT = peft.LoraConfig(task_type="SEQ_CLS", r=2, lora_dropout=0.1, target_modules=["query", "value"])
 DORA_BERT = peft.LoraConfig(task_type="SEQ_CLS", r=2, use_dora=True, target_modules=["dense"])
+BIAS_BERT = peft.LoraConfig(task_type="SEQ_CLS", r=2, bias="all", target_modules=["query", "value"])
+OWN_BIAS_BERT = peft.LoraConfig(task_type="SEQ_CLS", r=2, bias="lora_only", target_modules=["query", "value"])
+VERA_BERT = peft.VeraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])
 IA3_BERT = peft.IA3Config(task_type="SEQ_CLS", target_modules=["key", "value"], feedforward_modules=[])
 KINDS: dict[str, tuple[Callable, peft.PeftConfig, str]] = {
     "vit-lora": (vit, LORA_VIT, "mine"),
     "bert-lora": (bert, LORA_BERT, "default"),
     "bert-dora": (bert, DORA_BERT, "default"),
     "bert-ia3": (bert, IA3_BERT, "default"),
+    "bert-lora-and-all-biases": (bert, BIAS_BERT, "default"),
+    "bert-lora-and-its-biases": (bert, OWN_BIAS_BERT, "default"),
+    "bert-vera": (bert, VERA_BERT, "default"),
 }
 
 
@@ -89,7 +95,7 @@ def record(model: peft.PeftModel, inputs: Inputs, subset: str = "adapter") -> Ch
     return recorder.checkpoints()
 
 
-@pytest.mark.parametrize("kind", ["vit-lora", "bert-dora", "bert-ia3"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bert-lora"])
 def test_drawn_adapter_is_a_peft_adapter_of_the_base(kind, tiny_recipe, tmp_path):
     model, inputs = adapt(kind)
 
@@ -113,7 +119,7 @@ def test_drawn_adapter_is_a_peft_adapter_of_the_base(kind, tiny_recipe, tmp_path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapter_is_what_peft_trains_and_wrapping_changes_nothing(kind):
+def test_adapter_is_what_peft_trains_and_wrapping_changes_nothing(kind, tmp_path):
     model, _ = adapt(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -124,6 +130,9 @@ def test_adapter_is_what_peft_trains_and_wrapping_changes_nothing(kind):
     assert target.adapter_tensors() == trained == make_processor(target, "adapter").names
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter is target.get_parameter(f"peft_model.{n}") for n, parameter in model.named_parameters())
+    target.save_pretrained(tmp_path)
+    assert set(AdaptedModel.wrap(model.requires_grad_(False)).adapter_tensors()) >= set(trained)  # as PEFT loads it
+    assert AdaptedModel.from_pretrained(tmp_path).adapter_tensors() == trained
     assert target.config.num_labels == model.get_base_model().config.num_labels
 
 
@@ -172,6 +181,11 @@ def test_networks_without_one_peft_adapter_are_refused(tiny_vit):
     model, _ = adapt("bert-lora")
     model.add_adapter("second", peft.get_peft_config(LORA_BERT.to_dict()))
     with pytest.raises(LayoutError, match=r"has the adapters \['default', 'second'\], but a target can have only one"):
+        CheckpointRecorder(model, "adapter")
+
+    model, _ = adapt("bert-lora")
+    model.get_base_model().bert.embeddings.LayerNorm.requires_grad_(True)
+    with pytest.raises(LayoutError, match=r"PEFT does not save .*LayerNorm\.weight' .*modules_to_save"):
         CheckpointRecorder(model, "adapter")
 
     tiny_vit._hf_peft_config_loaded = True  # set by add_adapter, which requires a newer PEFT than the installed one

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pdiff_hf import (
@@ -18,6 +18,8 @@ from pdiff_hf import (
     build_network,
     fit,
     load_checkpoints,
+    make_processor,
+    network_logits,
 )
 from pdiff_hf.loops import seeded
 from pdiff_hf.targets.loading import UnknownTargetError
@@ -172,3 +174,16 @@ def test_target_of_another_task_is_loaded_as_the_class_it_was_saved_as(tmp_path)
     ids = torch.arange(6).view(2, 3)
     assert type(loaded) is BertForSequenceClassification
     assert torch.equal(loaded(ids).logits, average(ids).logits)
+
+
+def test_network_whose_output_has_no_logits_is_named():
+    config = BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = BertModel(config).eval()
+    processor = make_processor(model, "pooler.*")
+
+    with pytest.raises(ValueError, match=r"BertModel returns a BaseModelOutput\w* without logits.*with a head"):
+        network_logits(
+            model, processor, torch.zeros(2, processor.parameter_dim), {"input_ids": torch.ones(1, 3).int()}
+        )

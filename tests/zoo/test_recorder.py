@@ -7,11 +7,12 @@ import math
 
 import pytest
 import torch
+from conftest import build
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pdiff_hf import CheckpointRecorder, NonFiniteParametersError, load_checkpoints
+from pdiff_hf import CheckpointRecorder, CheckpointsError, NonFiniteParametersError, load_checkpoints
 from pdiff_hf.zoo.recorder import interleaved_splits
 
 
@@ -43,6 +44,7 @@ def test_recorder_composes_with_a_plain_training_loop(mlp, random_images, tmp_pa
     seen = []
 
     recorder = CheckpointRecorder(mlp, "head")
+    assert set(recorder.freeze_trunk()) == set(mlp.layers.parameters())
     for step in range(4):
         nn.functional.cross_entropy(mlp(images).logits, labels).backward()
         optimizer.step()
@@ -57,6 +59,37 @@ def test_recorder_composes_with_a_plain_training_loop(mlp, random_images, tmp_pa
     assert loaded.zoo.validation_score is loaded.zoo.validation_loss is loaded.zoo.condition is None
     assert "| train | 3 | 1 | not measured |" in (tmp_path / "README.md").read_text()
     assert loaded.zoo.columns == {"run": ["mine"] * 3, "step": [0, 1, 2], "seed": [7] * 3}  # nothing was measured
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
+def test_trunk_that_moves_between_records_is_refused_unless_allowed(mlp, random_images, make):
+    optimizer = make(mlp.layers.parameters(), lr=1e-5)
+    refusing, allowing = CheckpointRecorder(mlp, "head"), CheckpointRecorder(mlp, "head", allow_moving_trunk=True)
+
+    for recorder in (refusing, allowing):
+        recorder.record(0)
+    mlp(random_images(mlp, 4)).logits.square().sum().backward()
+    optimizer.step()
+    allowing.record(1)
+
+    with pytest.raises(CheckpointsError, match=r"2 tensors outside the subset have changed .*'layers\.0\.weight'"):
+        refusing.record(1)
+    resumed = CheckpointRecorder(mlp, "head")
+    resumed.load_state_dict(refusing.state_dict())
+    with pytest.raises(CheckpointsError, match="outside the subset"):
+        resumed.record(1)
+    assert [len(recorder.rows["train"]) for recorder in (refusing, allowing)] == [1, 2]
+
+
+def test_statistics_of_batchnorm_are_part_of_the_trunk(random_images):
+    convnet = build("convnet").train()
+    recorder = CheckpointRecorder(convnet, "head")
+    recorder.record(0)
+
+    convnet(random_images(convnet, 4))
+
+    with pytest.raises(CheckpointsError, match=r"'norms\.0\.running_mean'.*model\.eval\(\)"):
+        recorder.record(1)
 
 
 def test_recorder_refuses_a_diverged_training_and_an_unknown_split(mlp):

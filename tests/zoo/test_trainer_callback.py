@@ -11,7 +11,15 @@ import torch
 from conftest import build, run_snippets
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from pdiff_hf import CheckpointCallback, LayoutError, TensorData, build_network, make_processor
+from pdiff_hf import (
+    CheckpointCallback,
+    ConvNetConfig,
+    ConvNetForImageClassification,
+    LayoutError,
+    TensorData,
+    build_network,
+    make_processor,
+)
 from pdiff_hf.zoo.parquet import CheckpointsError
 from pdiff_hf.zoo.trajectory import measure_checkpoints
 
@@ -78,7 +86,8 @@ def test_trunk_is_frozen_while_checkpoints_are_recorded(mlp, train, freeze_trunk
             super().on_step_end(args, state, control, **kwargs)
             self.trunks = [*self.trunks, model.layers[0].weight.detach().clone()]
 
-    callback = Watching("head", 4, 0, 0, burn_in_steps=burn_in_steps, num_blocks=1, freeze_trunk=freeze_trunk)
+    kwargs = {"burn_in_steps": burn_in_steps, "num_blocks": 1, "freeze_trunk": freeze_trunk}
+    callback = Watching("head", 4, 0, 0, **kwargs, allow_moving_trunk=not freeze_trunk)
     before = mlp.layers[0].weight.detach().clone()
 
     train(mlp, callback, callback.num_steps)
@@ -88,6 +97,17 @@ def test_trunk_is_frozen_while_checkpoints_are_recorded(mlp, train, freeze_trunk
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(trunks)]
     assert moved == [True] * burn_in_steps + [not freeze_trunk] * 4
     assert all(parameter.requires_grad for parameter in mlp.parameters())
+
+
+def test_moving_trunk_is_refused_but_statistics_of_batchnorm_may_move(mlp, train):
+    with pytest.raises(CheckpointsError, match=r"outside the subset.*'layers\.0\.weight'"):
+        train(mlp, callback_of(freeze_trunk=False), 33)
+
+    convnet = ConvNetForImageClassification(ConvNetConfig(num_channels=1, hidden_sizes=[4], num_labels=10))
+    callback = callback_of()
+    train(convnet, callback, callback.num_steps)
+
+    assert len(callback.checkpoints().zoo) == 6
 
 
 def test_several_trainings_make_several_runs(mlp, train):
