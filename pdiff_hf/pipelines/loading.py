@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from .._registration import COMPONENTS as OWN_CLASSES
 from .._registration import component_classes
+from ..folders import finish_replacing
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, read_json
 from ..targets.loading import AnyTargetModel, load_network, require_counts, require_memory
@@ -65,6 +66,7 @@ def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, g
         HubError, BrokenFileError, UnsafeFileError: If it cannot be fetched, or should not be; see `component_files`.
     """
     if Path(name).is_dir():
+        finish_replacing(name)
         return Source(Path(name))
     repository = RepositoryFiles(name, **{key: value for key, value in fetching.items() if value is not None})
     folder = repository.download(ROOT_FILES[:1])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..folders import replace_folder, write_json
+from ..folders import finish_replacing, replace_folder, write_json
 from ..hub.cards import has_own_card, write_checkpoints_card
 from ..hub.files import RepositoryFiles
 from ..hub.safety import broken_files, read_json
@@ -211,6 +211,7 @@ def load_checkpoints(
         how: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         repository = RepositoryFiles(name, repo_type="dataset", **how)
         folder = repository.download(DATASET_FILES)
+    finish_replacing(folder)
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
             f"{str(dataset_name)!r} is no checkpoints dataset: it has no processor_config.json. "

@@ -1,10 +1,8 @@
-"""An interrupted training loses nothing, and a folder is written atomically."""
+"""An interrupted training loses nothing."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pdiff_hf.folders import UnwritableFolderError, replace_folder, write_json, write_text
 from pdiff_hf.loops import make_optimizer, seeded, step_generator, training_steps
 from pdiff_hf.settings import OptimizationSettings, RunSettings
 
@@ -192,58 +189,3 @@ def test_state_lies_beside_the_output():
     assert (run.folder, run.main_process_only) == (Path("runs/pipeline-state"), False)
     assert (stage.folder, stage.main_process_only) == (Path("runs/pipeline-state/target"), True)
     assert (stage.checkpointing_steps, stage.resume_from_checkpoint) == (7, "latest")
-
-
-def test_folder_is_replaced_atomically(tmp_path):
-    with replace_folder(tmp_path / "deep" / "folder") as folder:
-        (folder / "a").write_text("first")
-    with replace_folder(tmp_path / "deep" / "folder") as folder:
-        (folder / "a").write_text("second")
-        (folder / "b").write_text("new")
-
-    texts = {path.name: path.read_text() for path in (tmp_path / "deep" / "folder").iterdir()}
-    assert texts == {"a": "second", "b": "new"}
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
-    assert (tmp_path / "deep" / "folder").stat().st_mode & 0o777 == 0o755  # others can read it
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_interrupted_folder_leaves_what_was_there(tmp_path, exists):
-    if exists:
-        (tmp_path / "folder").mkdir()
-        (tmp_path / "folder" / "a").write_text("old")
-
-    def write_half() -> None:
-        with replace_folder(tmp_path / "folder") as folder:
-            (folder / "a").write_text("half")
-            raise Interruption
-
-    with pytest.raises(Interruption):
-        write_half()
-
-    assert [path.name for path in tmp_path.iterdir()] == (["folder"] if exists else [])
-    assert not exists or (tmp_path / "folder" / "a").read_text() == "old"
-
-
-def test_file_in_the_way_of_a_folder_is_named(tmp_path):
-    (tmp_path / "taken").write_text("mine")
-
-    with (
-        pytest.raises(UnwritableFolderError, match="taken': there is a file of that name"),
-        replace_folder(tmp_path / "taken"),
-    ):
-        pass
-    with pytest.raises(UnwritableFolderError, match="Choose another output folder"):
-        write_text(tmp_path / "taken" / "file.txt", "text")
-
-    assert (tmp_path / "taken").read_text() == "mine"
-
-
-def test_json_is_written_atomically(tmp_path):
-    write_json(tmp_path / "new" / "metrics.json", {"accuracy": 0.5})
-
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "new" / "metrics.json", {"accuracy": math.nan})
-
-    assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == {"accuracy": 0.5}
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["metrics.json"]
