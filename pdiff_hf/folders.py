@@ -26,7 +26,7 @@ def require_writable_folder(folder: str | os.PathLike) -> None:
     target = Path(os.path.realpath(folder))
     if target.exists() and not target.is_dir():
         raise UnwritableFolderError(f"Cannot write the folder {str(folder)!r}: there is a file of that name.")
-    with _staging(target if target.is_dir() else target.parent):
+    with _staging(target):
         pass
 
 
@@ -41,7 +41,7 @@ def replace_folder(folder: str | os.PathLike, stale: str | None = None) -> Itera
     """
     require_writable_folder(folder)
     target = Path(os.path.realpath(folder))
-    with _staging(target if target.is_dir() else target.parent) as staging:
+    with _staging(target) as staging:
         yield staging
         mode = staging.stat().st_mode & 0o666
         for file in (path for path in staging.rglob("*") if path.is_file()):
@@ -95,7 +95,7 @@ def _move_entries(folder: Path) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file under a temporary name, then renames it."""
     path = Path(path)
-    with _staging(path.parent) as staging:
+    with _staging(path) as staging:
         (staging / path.name).write_text(text, encoding="utf-8")
         (staging / path.name).replace(path)
 
@@ -106,8 +106,12 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
 
 
 @contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
-    """Yields a new hidden folder, locked while it exists; removes it, and before that those of killed processes."""
+def _staging(path: Path) -> Iterator[Path]:
+    """Yields a new hidden folder, inside `path` if that is a folder, else beside it; removes those of killed processes.
+
+    It is locked while it exists.
+    """
+    parent = path if path.is_dir() else path.parent
     staging = parent / f"{STAGED}{secrets.token_hex(4)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +123,8 @@ def _staging(parent: Path) -> Iterator[Path]:
         staging.mkdir()
     except OSError as error:
         raise UnwritableFolderError(
-            f"Cannot write into the folder {str(parent)!r} ({error.strerror}); choose another output folder, or fix "
-            "its permissions."
+            f"Cannot write {str(path)!r}: the folder {str(parent)!r} cannot be written to ({error.strerror}); choose "
+            "another output folder, or fix its permissions."
         ) from error
     try:
         with _lock(staging):

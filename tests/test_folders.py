@@ -214,5 +214,5 @@ def test_failed_save_leaves_the_old_content_loadable(
 def test_folder_that_cannot_be_written_is_named_before_the_work(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
 
-    with pytest.raises(UnwritableFolderError, match=r"Cannot write into the folder .*loop"):
+    with pytest.raises(UnwritableFolderError, match=r"Cannot write .*loop/folder': the folder .*loop'"):
         require_writable_folder(tmp_path / "loop" / "folder")
