@@ -107,9 +107,9 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
 
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
-    """Yields a new hidden folder, inside `path` if that is a folder, else beside it; removes those of killed processes.
+    """Yields a new hidden folder, inside `path` if that is a folder, else beside it, and locked while it exists.
 
-    It is locked while it exists.
+    Those that killed processes have left there are removed.
     """
     parent = path if path.is_dir() else path.parent
     staging = parent / f"{STAGED}{secrets.token_hex(4)}"

@@ -74,6 +74,13 @@ def fit_autoencoder(
     return autoencoder
 
 
+@torch.no_grad()
+def explained_variance(autoencoder: ModelMixin, parameters: torch.Tensor) -> float:
+    """Returns the share of the variance of vectors `(n, D)` that is left after encoding and decoding; 1 is all."""
+    decoded = autoencoder.decode(autoencoder.encode(parameters).latents).sample  # (n, D)
+    return 1 - ((decoded - parameters).square().sum() / (parameters - parameters.mean(0)).square().sum()).item()
+
+
 def load_autoencoder(folder: str | os.PathLike) -> tuple[ModelMixin, dict[str, Any]]:
     """Reads the autoencoder, of whichever class, and the `training.json` that `train_autoencoder.py` wrote."""
     finish_replacing(folder)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
@@ -15,7 +16,7 @@ from ..data.images import ImageData, Preprocessing, load_images
 from ..data.inputs import LabeledData
 from ..data.named_datasets import DATASETS
 from ..loops import seeded
-from ..settings import OptimizationSettings, setting
+from ..settings import LARGEST_SEED, OptimizationSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
 from ..targets.task import Task, classification, task_of
 from .checkpoints import Checkpoints
@@ -57,6 +58,12 @@ class CollectionSettings:
     augmentation_flip: bool = setting(False, "Mirror train images at random.")
     augmentation_noise: float = setting(0.0, "Standard deviation of noise on normalized train images.")
     seed: int = setting(0, "Random seed for initial weights, batches and augmentation.")
+
+    def __post_init__(self) -> None:
+        require_within(self, 1, "image_size", "train_batch_size", "max_train_images", "max_eval_images")
+        require_within(self, 0, "target_train_steps", "target_learning_rate", "adam_weight_decay")
+        require_within(self, 0, "augmentation_shift", "augmentation_noise", "split_seed")
+        require_within(self, 0, "seed", highest=LARGEST_SEED)
 
 
 @dataclass
@@ -143,6 +150,17 @@ def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> 
         )
     return CollectionSettings(
         dataset_name=dataset_name, image_size=Preprocessing.from_dict(checkpoints.preprocessing).image_size
+    )
+
+
+def summarize_zoo(checkpoints: Checkpoints, folder: str) -> str:
+    """Returns how many checkpoints were written to a folder, their mean validation score, and what to do next."""
+    scores = checkpoints.zoo.validation_score or []
+    mean = f"; mean {task_of(checkpoints.target_model.config).score_name} {100 * fmean(scores):.2f}" if scores else ""
+    return (
+        f"{len(checkpoints.zoo)} checkpoints of {checkpoints.processor.parameter_dim} parameters to learn from{mean}.\n"
+        f"Written: {folder}\n"
+        f"Next: accelerate launch training/train_autoencoder.py --checkpoints {folder} --output_dir …"
     )
 
 

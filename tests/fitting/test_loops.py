@@ -33,7 +33,7 @@ def train() -> Callable[..., tuple[list[int], torch.Tensor]]:
     """A function that trains a line for six steps and returns the steps it made and the final weights."""
 
     def run(
-        state: RunSettings | None, max_train_steps: int = 6, interrupt_in_step: int = -1
+        state: RunSettings | None, max_train_steps: int = 6, interrupt_in_step: int = -1, zoo: str = "mine"
     ) -> tuple[list[int], torch.Tensor]:
         settings = OptimizationSettings(max_train_steps=max_train_steps, learning_rate=0.1, lr_warmup_steps=2)
         accelerator = Accelerator()
@@ -43,7 +43,8 @@ def train() -> Callable[..., tuple[list[int], torch.Tensor]]:
         model, optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(lr_scheduler)
         made = []
-        for step in training_steps(accelerator, settings.max_train_steps, state, "training a line"):
+        identity = dataclasses.asdict(settings) | {"zoo": zoo}
+        for step in training_steps(accelerator, settings.max_train_steps, state, "training a line", identity):
             if step == interrupt_in_step:
                 raise Interruption
             inputs = torch.randn(8, 3, generator=step_generator(settings.seed, step))
@@ -189,3 +190,34 @@ def test_state_lies_beside_the_output():
     assert (run.folder, run.main_process_only) == (Path("runs/pipeline-state"), False)
     assert (stage.folder, stage.main_process_only) == (Path("runs/pipeline-state/target"), True)
     assert (stage.checkpointing_steps, stage.resume_from_checkpoint) == (7, "latest")
+
+
+def test_state_of_another_training_is_refused_by_what_differs(train, state):
+    with pytest.raises(Interruption):
+        train(state, interrupt_in_step=5)
+
+    with pytest.raises(
+        ValueError, match=r"a training with {'zoo': 'mine'}, but {'zoo': 'other'} was asked for; resume"
+    ):
+        train(resuming(state), zoo="other")
+    with pytest.raises(ValueError, match="checkpoint-4' has made more steps than the 3 that were asked for"):
+        train(resuming(state), max_train_steps=3)
+    assert train(resuming(state), max_train_steps=8)[0] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.bin", "identity.json"])
+def test_damaged_state_is_named_with_an_older_one(train, state, damaged):
+    with pytest.raises(Interruption):
+        train(state, interrupt_in_step=5)
+    (state.folder / "checkpoint-4" / damaged).write_bytes(b"half")
+
+    older = state.folder / "checkpoint-2"
+    with pytest.raises(ValueError, match=f"checkpoint-4' is damaged .*; pass --resume_from_checkpoint {older}"):
+        train(resuming(state))
+    assert train(resuming(state, older))[0] == [2, 3, 4, 5]
+
+
+def test_state_of_the_working_folder_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert RunSettings(".").folder == Path(f"{tmp_path}-state")
