@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         pipe.save_pretrained(run.output_dir)
         run.clear()
         generator = torch.Generator().manual_seed(settings.seed)
-        drawn = pipe(NUM_DRAWN, generator=generator, output_type="pt").parameters
-        spread = dispersion(drawn, checkpoints.zoo.parameters)
+        drawn = pipe(NUM_DRAWN, generator=generator, output_type="pt")
+        spread = dispersion(torch.as_tensor(drawn[0]), checkpoints.zoo.parameters)
         print(
-            f"{NUM_DRAWN} drawn networks have a dispersion of R = {spread:.2f} (1 is the zoo's own, 0 that of copies)."
+            f"The dispersion R of {NUM_DRAWN} drawn networks is {spread:.2f}; 1 is that of the zoo, 0 that of copies."
         )
         print(f"Written: {run.output_dir}")
         run.push(run.output_dir)

@@ -158,7 +158,7 @@ def summarize_zoo(checkpoints: Checkpoints, folder: str) -> str:
     scores = checkpoints.zoo.validation_score or []
     mean = f"; mean {task_of(checkpoints.target_model.config).score_name} {100 * fmean(scores):.2f}" if scores else ""
     return (
-        f"{len(checkpoints.zoo)} checkpoints of {checkpoints.processor.parameter_dim} parameters to learn from{mean}.\n"
+        f"{len(checkpoints.zoo)} checkpoints to learn from, of {checkpoints.processor.parameter_dim} parameters{mean}\n"
         f"Written: {folder}\n"
         f"Next: accelerate launch training/train_autoencoder.py --checkpoints {folder} --output_dir …"
     )
