@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.settings import HubSettings, RunSettings, run_script
-from pdiff_hf.zoo.settings import TrajectorySettings, load_images_of, load_target, summarize_zoo
+from pdiff_hf.zoo.settings import TrajectorySettings, clearing_diverged, load_images_of, load_target, summarize_zoo
 from pdiff_hf.zoo.trajectory import collect
 
 
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         hub.prepare_push(run.output_dir, "dataset")
         images = load_images_of(settings)
-        checkpoints = collect(images, load_target(settings, images), settings, run)
+        with clearing_diverged(run):
+            checkpoints = collect(images, load_target(settings, images), settings, run)
         checkpoints.save(run.output_dir)
         run.clear()
         print(summarize_zoo(checkpoints, run.output_dir))

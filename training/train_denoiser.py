@@ -48,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         generator = torch.Generator().manual_seed(settings.seed)
         drawn = pipe(NUM_DRAWN, generator=generator, output_type="pt")
         spread = dispersion(torch.as_tensor(drawn[0]), checkpoints.zoo.parameters)
-        print(
-            f"The dispersion R of {NUM_DRAWN} drawn networks is {spread:.2f}; 1 is that of the zoo, 0 that of copies."
-        )
+        print(f"The dispersion R of {NUM_DRAWN} drawn networks is {spread:.2f}; the zoo has 1, copies of one 0.")
         print(f"Written: {run.output_dir}")
         run.push(run.output_dir)
         print(

@@ -20,7 +20,7 @@ from ..pipelines.card import metrics_table, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, require_within, setting
 from ..zoo.checkpoints import load_checkpoints
-from ..zoo.settings import collection_of, load_images_of
+from ..zoo.settings import collection_of, load_images_of, require_channels
 from .evaluator import evaluate
 from .report import add_report, write_report
 
@@ -77,6 +77,7 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
     checkpoints = load_checkpoints(settings.checkpoints, token=settings.hub_token)
     images = load_images_of(collection_of(checkpoints, settings.dataset_name))
     pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)
+    require_channels(pipe.target_model.config, images)
     require_within(settings, 1, "num_inference_steps", highest=pipe.scheduler.config.num_train_timesteps)
     folder = Path(settings.pipeline)
     if not is_folder:

@@ -282,6 +282,13 @@ def assert_sentence(error: BaseException) -> None:
         ("train_denoiser", "--autoencoder empty", FileNotFoundError, r"no autoencoder at 'empty'; .*\.py makes one"),
         ("collect_trajectory", "--subset encoder.*", LayoutError, r"'encoder\.\*' matches none of the 4 parameters"),
         ("collect_trajectory", "--num_checkpoints 15", ValueError, r"'train': 15.*divided into 2 equal blocks"),
+        (
+            "collect_trajectory",
+            '--model_config {"num_channels":3}',
+            ValueError,
+            "takes images of 3 channels, but those",
+        ),
+        ("evaluate_pipeline", "--num_inference_steps 9999", ValueError, "must be from 1 to 1000, but is 9999"),
         ("train_denoiser", "--learning_rate 1e30 --lr_warmup_steps 0", NonFiniteParametersError, "diverged"),
     ],
 )
@@ -327,6 +334,13 @@ def test_diverged_training_does_not_block_the_corrected_one(inputs: dict[str, li
     run("train_denoiser", *arguments)
 
     assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+def test_diverged_collection_does_not_block_the_corrected_one(tmp_path: Path):
+    with pytest.raises(NonFiniteParametersError):
+        run("collect_trajectory", *COLLECT, "--output_dir", tmp_path / "out", "--learning_rate", "1e30")
+
+    run("collect_trajectory", *COLLECT, "--output_dir", tmp_path / "out")
 
 
 def test_autoencoder_of_another_zoo_is_refused(inputs: dict[str, list], checkpoints: Path, tmp_path: Path):
