@@ -55,9 +55,12 @@ def sample(arguments: argparse.Namespace) -> None:
     from pdiff_hf import PDiffPipeline, share
     from pdiff_hf.hub.sharing import prepare_repository
     from pdiff_hf.pipelines.sampling import sample_to_folder
+    from pdiff_hf.settings import require_within
 
     if arguments.output_dir is None and arguments.push_to is None:
         raise ValueError("Name where the networks go: --output_dir, --push_to, or both.")
+    require_within(arguments, 1, "num_models", "num_inference_steps")
+    require_within(arguments, 0, "seed", "temperature")
     logging.disable_progress_bar()
     private = arguments.private or None
     if arguments.push_to is not None:

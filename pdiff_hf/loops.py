@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +17,14 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
+from .folders import write_json
 from .settings import OptimizationSettings, RunSettings
 
 # Independent streams of the randomness of a seed and a step, by what is drawn; those of one training differ. Another
 # number would change what every seed draws.
 STREAMS = {"batches": 0, "noise": 1, "trajectory": 1, "order": 0, "augmentation": 1, "runs": 2, "references": 3}
+
+IDENTITY = "identity.json"  # of a saved state: the settings and data that it belongs to
 
 
 def make_accelerator(run: RunSettings | None, settings: OptimizationSettings) -> Accelerator:
@@ -101,24 +106,41 @@ def finish_trackers(accelerator: Accelerator) -> None:
 
 
 def training_steps(
-    accelerator: Accelerator, max_train_steps: int, run: RunSettings | None, description: str
+    accelerator: Accelerator,
+    max_train_steps: int,
+    run: RunSettings | None,
+    description: str,
+    identity: dict[str, Any] | None = None,
 ) -> Iterator[int]:
     """Yields the numbers of the steps that remain to be done, and saves the state of training between them.
 
     Everything that changes must be known to the accelerator: prepared, or registered for checkpointing. A state is
     written under a temporary name and renamed, so that a killed process leaves no half-written one.
+
+    Args:
+        accelerator: What runs the steps.
+        max_train_steps: Their number.
+        run: Where states are saved, if anywhere.
+        description: Title of the progress bar.
+        identity: Settings, and fingerprints of data, that a resumed training must share; JSON types. Only
+            `max_train_steps` may have grown.
+
+    Raises:
+        FileExistsError: If there is a state of an unfinished training, but resuming was not asked for.
+        ValueError: If the state to resume from is damaged, of another `identity`, or beyond `max_train_steps`.
     """
-    first = 0 if run is None else _resume(accelerator, run)
-    remaining = range(min(first, max_train_steps), max_train_steps)
+    identity = {k: v for k, v in (identity or {}).items() if k != "max_train_steps"}
+    first = 0 if run is None else _resume(accelerator, run, max_train_steps, identity)
+    remaining = range(first, max_train_steps)
     bar = tqdm(remaining, description, initial=first, total=max_train_steps, disable=not accelerator.is_main_process)
     for step in bar:
         yield step
         done = step + 1
         if run is not None and (done % run.checkpointing_steps == 0 or done == max_train_steps):
-            _save(accelerator, run, done)
+            _save(accelerator, run, done, identity)
 
 
-def _resume(accelerator: Accelerator, run: RunSettings) -> int:
+def _resume(accelerator: Accelerator, run: RunSettings, max_train_steps: int, identity: dict[str, Any]) -> int:
     if run.resume_from_checkpoint is None:
         if _saved_states(run.folder):
             raise FileExistsError(
@@ -132,11 +154,31 @@ def _resume(accelerator: Accelerator, run: RunSettings) -> int:
         if not saved:
             return 0
         folder = saved[-1]
-    accelerator.load_state(str(folder))
-    return _step_of(folder)
+    step = _step_of(folder)
+    if step > max_train_steps:
+        raise ValueError(f"{str(folder)!r} has made more steps than the {max_train_steps} that were asked for.")
+    try:
+        stored, given = folder / IDENTITY, json.loads(json.dumps(identity))
+        before = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+        changed = {name: value for name, value in before.items() if given.get(name) != value}
+        if not changed:
+            accelerator.load_state(str(folder))
+    except Exception as error:  # of whichever library reads the damaged file
+        older = [path for path in _saved_states(run.folder) if _step_of(path) < step]
+        instead = (
+            f"pass --resume_from_checkpoint {older[-1]}" if older else f"remove {str(run.folder)!r} to start afresh"
+        )
+        raise ValueError(f"The saved state {str(folder)!r} is damaged ({type(error).__name__}); {instead}.") from error
+    if changed:
+        now = {name: given.get(name) for name in changed}
+        raise ValueError(
+            f"{str(folder)!r} belongs to a training with {changed}, but {now} was asked for; resume with the same, or "
+            f"remove {str(run.folder)!r} to start afresh."
+        )
+    return step
 
 
-def _save(accelerator: Accelerator, run: RunSettings, step: int) -> None:
+def _save(accelerator: Accelerator, run: RunSettings, step: int, identity: dict[str, Any]) -> None:
     # Every process writes into one folder, whose name they must agree on; it gets its final name when all are done.
     unfinished, finished = run.folder / f"unfinished-{step}", run.folder / f"checkpoint-{step}"
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -145,6 +187,7 @@ def _save(accelerator: Accelerator, run: RunSettings, step: int) -> None:
         accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
+    write_json(unfinished / IDENTITY, identity)
     shutil.rmtree(finished, ignore_errors=True)
     unfinished.rename(finished)
     for old in _saved_states(run.folder)[: -max(1, run.checkpoints_total_limit)]:

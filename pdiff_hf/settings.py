@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from transformers.hf_argparser import HfArg
 
 from .hub.sharing import prepare_repository, share
+
+LARGEST_SEED = 2**63 - 1
 
 
 def setting(default: Any, help: str) -> Any:
     """A dataclass field that is also a command-line flag."""
     return HfArg(default=default, help=help)
+
+
+def require_within(settings: Any, lowest: float, *names: str, highest: float = math.inf) -> None:
+    """Raises a ValueError that names the flag unless each of these settings is finite, in bounds, or None."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not (lowest <= value <= highest and value < math.inf):
+            expected = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+            raise ValueError(f"--{name} must be {expected}, but is {value}.")
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Runs the `main` of a script; exits with status 1 and a sentence after an error that a user can fix.
+
+    Anything else is a bug, and its traceback is shown.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("Interrupted; --resume_from_checkpoint latest goes on from a saved state.", file=sys.stderr)
+        sys.exit(130)
+    except (OSError, ValueError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 @dataclass
@@ -30,6 +59,12 @@ class OptimizationSettings:
     adam_weight_decay: float = setting(0.0, "Weight decay of AdamW.")
     max_grad_norm: float = setting(1.0, "Maximum norm of the gradient; 0 turns clipping off.")
     seed: int = setting(0, "Random seed for initial weights, batches and noise.")
+
+    def __post_init__(self) -> None:
+        require_within(self, 1, "train_batch_size")
+        require_within(self, 0, "max_train_steps", "learning_rate", "lr_warmup_steps", "max_grad_norm")
+        require_within(self, 0, "adam_weight_decay")
+        require_within(self, 0, "seed", highest=LARGEST_SEED)
 
 
 @dataclass
@@ -46,13 +81,13 @@ class HubSettings:
     def prepare_push(self, folder: str, repo_type: str) -> None:
         """Makes the repository before the work is done, so that a wrong token is found before it costs a training."""
         if self.push_to_hub:
-            repo_id, private = self.hub_model_id or Path(folder).name, self.hub_private_repo or None
+            repo_id, private = self.hub_model_id or Path(folder).absolute().name, self.hub_private_repo or None
             self.hub_model_id = prepare_repository(repo_id, repo_type, private, self.hub_token)
 
     def push(self, folder: str) -> None:
         """Pushes a folder, if asked to, and prints where it is; running the script again completes a failed push."""
         if self.push_to_hub:
-            repo_id, private = self.hub_model_id or Path(folder).name, self.hub_private_repo or None
+            repo_id, private = self.hub_model_id or Path(folder).absolute().name, self.hub_private_repo or None
             print(f"Pushed: {share(folder, repo_id, private=private, token=self.hub_token)}")
 
 
@@ -72,14 +107,18 @@ class RunSettings:
     )
     report_to: str = setting("none", "Trackers that Accelerate knows: `tensorboard`, `wandb`, …, `all` or `none`.")
     logging_steps: int = setting(10, "Log every N steps.")
-    mixed_precision: Literal["no", "fp16", "bf16"] = setting("no", "Precision of training.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, "Precision of training; by default that of `accelerate launch`."
+    )
     # Holds the `checkpoint-{step}` folders and logs of a stage; at first `{output_dir}-state`.
     folder: Path = field(init=False, repr=False)
     # The main process runs the stage alone; otherwise all processes run it together.
     main_process_only: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self.folder = Path(f"{self.output_dir.rstrip('/')}-state")
+        require_within(self, 1, "checkpointing_steps", "checkpoints_total_limit", "logging_steps")
+        output = Path(self.output_dir)
+        self.folder = Path(f"{output if output.name not in ('', '..') else output.resolve()}-state")
         resume = Path(self.resume_from_checkpoint or "latest")
         if str(resume) != "latest" and not (resume.is_dir() and resume.name.startswith("checkpoint-")):
             saved = [str(path) for path in sorted(self.folder.rglob("checkpoint-*"))]
@@ -94,6 +133,6 @@ class RunSettings:
     def clear(self) -> None:
         """Removes the saved states, those of all stages too, once the result is safe; logs stay."""
         for folder in self.folder.rglob("checkpoint-*"):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be clearing the same folder
         for group in self.folder.rglob("group-*.safetensors"):
-            group.unlink(missing_ok=True)  # another machine may be clearing the same folder
+            group.unlink(missing_ok=True)

@@ -13,9 +13,9 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
 from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.settings import HubSettings, RunSettings
+from pdiff_hf.settings import HubSettings, RunSettings, run_script
 from pdiff_hf.zoo.runs import collect_runs
-from pdiff_hf.zoo.settings import MultiRunSettings, load_images_of, load_target
+from pdiff_hf.zoo.settings import MultiRunSettings, clearing_diverged, load_images_of, load_target, summarize_zoo
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,10 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         hub.prepare_push(run.output_dir, "dataset")
     images = load_images_of(settings)
-    checkpoints = collect_runs(images, load_target(settings, images), settings, run)
+    with clearing_diverged(run):
+        checkpoints = collect_runs(images, load_target(settings, images), settings, run)
     if accelerator.is_main_process:
         checkpoints.save(run.output_dir)
         run.clear()
+        print(summarize_zoo(checkpoints, run.output_dir))
         hub.push(run.output_dir)
     accelerator.wait_for_everyone()
     if accelerator.is_local_main_process:
@@ -41,4 +43,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,8 +12,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
 from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.settings import HubSettings, RunSettings
-from pdiff_hf.zoo.settings import TrajectorySettings, load_images_of, load_target
+from pdiff_hf.settings import HubSettings, RunSettings, run_script
+from pdiff_hf.zoo.settings import TrajectorySettings, clearing_diverged, load_images_of, load_target, summarize_zoo
 from pdiff_hf.zoo.trajectory import collect
 
 
@@ -28,12 +28,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         hub.prepare_push(run.output_dir, "dataset")
         images = load_images_of(settings)
-        collect(images, load_target(settings, images), settings, run).save(run.output_dir)
+        with clearing_diverged(run):
+            checkpoints = collect(images, load_target(settings, images), settings, run)
+        checkpoints.save(run.output_dir)
         run.clear()
+        print(summarize_zoo(checkpoints, run.output_dir))
         hub.push(run.output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pdiff_hf.evaluation import auditing
+from pdiff_hf.settings import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,4 +20,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser
 
 from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.settings import setting
+from pdiff_hf.settings import run_script, setting
 from pdiff_hf.zoo.checkpoints import load_checkpoints
 from pdiff_hf.zoo.merging import merge_checkpoints
+from pdiff_hf.zoo.settings import summarize_zoo
 
 
 @dataclass
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_writable_folder(run.output_dir)
     merged = merge_checkpoints([load_checkpoints(folder) for folder in run.checkpoints], skip_equal=run.skip_equal)
     merged.save(run.output_dir)
+    print(summarize_zoo(merged, run.output_dir))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

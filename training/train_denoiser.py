@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from accelerate import Accelerator
 
+from pdiff_hf.evaluation.metrics import dispersion
 from pdiff_hf.fitting.autoencoder import load_autoencoder
 from pdiff_hf.fitting.pipeline import fit_pipeline
 from pdiff_hf.fitting.settings import DenoiserSettings, parse_with_recipe
-from pdiff_hf.folders import replace_folder, require_writable_folder
-from pdiff_hf.settings import HubSettings, RunSettings, setting
+from pdiff_hf.folders import require_writable_folder
+from pdiff_hf.settings import HubSettings, RunSettings, run_script, setting
 from pdiff_hf.zoo.checkpoints import load_checkpoints
+
+NUM_DRAWN = 16  # networks drawn for the summary
 
 
 @dataclass
@@ -39,12 +43,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     autoencoder, first_stage = load_autoencoder(run.autoencoder)
     pipe = fit_pipeline(checkpoints, autoencoder, first_stage, settings, run)
     if accelerator.is_main_process:
-        with replace_folder(run.output_dir) as folder:
-            pipe.save_pretrained(folder)
+        pipe.save_pretrained(run.output_dir)
         run.clear()
+        generator = torch.Generator().manual_seed(settings.seed)
+        drawn = pipe(NUM_DRAWN, generator=generator, output_type="pt")
+        spread = dispersion(torch.as_tensor(drawn[0]), checkpoints.zoo.parameters)
+        print(f"The dispersion R of {NUM_DRAWN} drawn networks is {spread:.2f}; the zoo has 1, copies of one 0.")
+        print(f"Written: {run.output_dir}")
         run.push(run.output_dir)
+        print(
+            f"Next, for its accuracy beside baselines: pdiff-hf audit {run.output_dir} "
+            f"--checkpoints {run.checkpoints} --output_dir …"
+        )
     accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

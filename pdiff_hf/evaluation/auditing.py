@@ -18,9 +18,9 @@ from ..hub.files import RepositoryFiles
 from ..hub.safety import printable, read_json
 from ..pipelines.card import metrics_table, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
-from ..settings import HubSettings, setting
+from ..settings import HubSettings, require_within, setting
 from ..zoo.checkpoints import load_checkpoints
-from ..zoo.settings import collection_of, load_images_of
+from ..zoo.settings import collection_of, load_images_of, require_channels
 from .evaluator import evaluate
 from .report import add_report, write_report
 
@@ -42,6 +42,10 @@ class AuditSettings(HubSettings):
     num_inference_steps: int | None = setting(None, "Steps of the sampler; by default the shipped ones.")
     temperature: float = setting(1.0, "Factor on the generator's latents.")
     seed: int = setting(0, "Random seed for the samples of the generator and the baselines.")
+
+    def __post_init__(self) -> None:
+        require_within(self, 1, "num_models", "num_baseline_models", "num_inference_steps")
+        require_within(self, 0, "temperature", "seed")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None, description: str | None = None) -> None:
@@ -83,6 +87,8 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
         )
     images = load_images_of(collection_of(checkpoints, settings.dataset_name))
     pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)
+    require_channels(pipe.target_model.config, images)
+    require_within(settings, 1, "num_inference_steps", highest=pipe.scheduler.config.num_train_timesteps)
     if not is_folder:
         folder = RepositoryFiles(settings.pipeline, token=settings.hub_token).download(["metrics.json"])
     fitted = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else describe_fit(checkpoints)

@@ -43,11 +43,12 @@ def write_report(
         },
         "costs": {**fitted["costs"], **evaluation.costs},
     }
-    write_json(Path(folder) / "metrics.json", metrics)
     figures = "\n\n".join(f"![{title}]({file})" for file, title in PICTURES.items())
     text = f"{summarize(metrics)}\n\n{metrics_table(metrics)}\n\n{figures}\n\n{baselines_table(metrics)}\n"
-    write_text(Path(folder) / "report.md", text)
-    draw_figures(folder, evaluation, processor)
+    with replace_folder(folder) as temporary:
+        write_json(temporary / "metrics.json", metrics)
+        write_text(temporary / "report.md", text)
+        draw_figures(temporary, evaluation, processor)
     return metrics
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from diffusers import ModelMixin
 
 from .. import loops
 from .._registration import component_class, component_classes
+from ..folders import finish_replacing
 from ..settings import RunSettings
 from ..zoo.checkpoints import Checkpoints
 from .settings import AutoencoderSettings
-from .steps import check_finite, optimizer_step, share_of_process
+from .steps import check_finite, fingerprint, optimizer_step, share_of_process
 
 
 def fit_autoencoder(
@@ -36,7 +38,7 @@ def fit_autoencoder(
 
     Raises:
         ValueError: If the zoo cannot be fitted, see `from_zoo` of the class, or the batch cannot be divided among the
-            processes.
+            processes, or the state to resume from is of another training.
         NonFiniteParametersError: If the training diverged.
     """
     parameters = checkpoints.zoo.parameters
@@ -50,7 +52,9 @@ def fit_autoencoder(
     optimizer, lr_scheduler = loops.make_optimizer(autoencoder.parameters(), settings)
     model, optimizer = accelerator.prepare(autoencoder.train(), optimizer)
     accelerator.register_for_checkpointing(lr_scheduler, stopwatch or loops.Stopwatch())
-    for step in loops.training_steps(accelerator, settings.max_train_steps, run, "training the autoencoder"):
+    data = {"zoo": fingerprint([parameters]), "mixed_precision": accelerator.mixed_precision} if run else {}
+    identity, description = asdict(settings) | data, "training the autoencoder"
+    for step in loops.training_steps(accelerator, settings.max_train_steps, run, description, identity):
         # 1. Draw a batch with replacement, the same in every process, and take this process's share.
         generator = loops.step_generator(settings.seed, step, "batches")
         rows = torch.randint(len(parameters), (settings.train_batch_size,), generator=generator)
@@ -65,13 +69,21 @@ def fit_autoencoder(
     loops.finish_trackers(accelerator)
 
     autoencoder = accelerator.unwrap_model(model).cpu().eval()
-    check_finite(autoencoder)
+    check_finite(autoencoder, run)
     autoencoder.fit_latent_statistics(parameters)
     return autoencoder
 
 
+@torch.no_grad()
+def explained_variance(autoencoder: ModelMixin, parameters: torch.Tensor) -> float:
+    """Returns the share of the variance of vectors `(n, D)` that is left after encoding and decoding; 1 is all."""
+    decoded = autoencoder.decode(autoencoder.encode(parameters).latents).sample  # (n, D)
+    return 1 - ((decoded - parameters).square().sum() / (parameters - parameters.mean(0)).square().sum()).item()
+
+
 def load_autoencoder(folder: str | os.PathLike) -> tuple[ModelMixin, dict[str, Any]]:
     """Reads the autoencoder, of whichever class, and the `training.json` that `train_autoencoder.py` wrote."""
+    finish_replacing(folder)
     config, notes = Path(folder) / "config.json", Path(folder) / "training.json"
     classes: dict[str, Any] = {cls.__name__: cls for cls in component_classes("autoencoder").values()}
     name = json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import diffusers
@@ -13,10 +14,8 @@ from torch import nn
 from .. import loops
 from .._registration import component_class
 from ..settings import RunSettings
-from .settings import DenoiserSettings
+from .settings import NUM_TRAIN_TIMESTEPS, DenoiserSettings
 from .steps import check_finite, optimizer_step, share_of_process
-
-NUM_TRAIN_TIMESTEPS = 1000
 
 
 def fit_denoiser(
@@ -24,6 +23,7 @@ def fit_denoiser(
     settings: DenoiserSettings,
     run: RunSettings | None = None,
     stopwatch: loops.Stopwatch | None = None,
+    data: dict[str, str] | None = None,
 ) -> tuple[ModelMixin, SchedulerMixin]:
     """Trains the denoiser on standardized latents and returns it with the sampler to be shipped.
 
@@ -35,9 +35,11 @@ def fit_denoiser(
         settings: Which denoiser, how it is trained, and the sampler.
         run: Where the state of training is saved, if anywhere.
         stopwatch: Receives the seconds that a resumed training took before.
+        data: Fingerprints of what the latents were made from, which a resumed training must share.
 
     Raises:
-        ValueError: If the batch cannot be divided among the processes.
+        ValueError: If the batch cannot be divided among the processes, or the state to resume from is of another
+            training.
         NonFiniteParametersError: If the training diverged.
     """
     accelerator = loops.make_accelerator(run, settings)
@@ -59,7 +61,8 @@ def fit_denoiser(
     accelerator.register_for_checkpointing(lr_scheduler, ema, stopwatch or loops.Stopwatch())
     ema.to(accelerator.device)
     shape = (settings.train_batch_size, latents.shape[1])
-    for step in loops.training_steps(accelerator, settings.max_train_steps, run, "training the denoiser"):
+    identity = asdict(settings) | (data or {}) | {"mixed_precision": accelerator.mixed_precision}
+    for step in loops.training_steps(accelerator, settings.max_train_steps, run, "training the denoiser", identity):
         # 1. Draw latents with replacement, mix in smoothing noise at unit variance, and take this process's share.
         generator = loops.step_generator(settings.seed, step, "batches")
         clean = latents[torch.randint(len(latents), shape[:1], generator=generator)]
@@ -85,5 +88,5 @@ def fit_denoiser(
         ema.copy_to(model.parameters())
     loops.finish_trackers(accelerator)
     denoiser = accelerator.unwrap_model(model).cpu().eval()
-    check_finite(denoiser)
+    check_finite(denoiser, run)
     return denoiser, getattr(diffusers, settings.scheduler).from_config(noise_scheduler.config)

@@ -19,6 +19,7 @@ from ..zoo.checkpoints import Checkpoints
 from .autoencoder import fit_autoencoder
 from .denoiser import fit_denoiser
 from .settings import DenoiserSettings, Recipe, load_recipe
+from .steps import fingerprint
 
 
 def fit(checkpoints: Checkpoints, recipe: str | Recipe = "fast") -> PDiffPipeline:
@@ -50,13 +51,23 @@ def fit_pipeline(
     """Trains the denoiser on the zoo's latents and puts the pipeline together.
 
     The pipeline's target holds the zoo's average in the generated positions. `first_stage` holds the settings and the
-    seconds of the autoencoder, as its `training.json`.
+    seconds of the autoencoder, as its `training.json`, and the fingerprint of its zoo if known.
+
+    Raises:
+        ValueError: If the autoencoder was fitted to another zoo; and what `fit_denoiser` raises.
     """
     watch = Stopwatch()
     parameters = checkpoints.zoo.parameters
+    zoo, made_for = fingerprint([parameters]) if run else None, autoencoder.config.parameter_dim
+    if made_for != parameters.shape[1] or (zoo and first_stage.get("zoo", zoo) != zoo):
+        raise ValueError(
+            f"The autoencoder was fitted to another zoo, of {made_for} parameters a checkpoint; this one has "
+            f"{len(parameters)} checkpoints of {parameters.shape[1]} parameters; fit an autoencoder to it first."
+        )
+    data = {"zoo": zoo, "autoencoder": fingerprint(autoencoder.state_dict().values())} if zoo else None
     with torch.no_grad():
         latents = autoencoder.encode(parameters).latents  # (n, latent_dim)
-    denoiser, scheduler = fit_denoiser(latents, settings, run, watch)
+    denoiser, scheduler = fit_denoiser(latents, settings, run, watch, data)
     second_stage = {"settings": asdict(settings), "seconds": watch.seconds}
     average = build_network(checkpoints.target_model, checkpoints.processor, parameters.mean(0), share_trunk=False)
     pipe = PDiffPipeline(

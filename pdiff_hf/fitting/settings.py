@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import inspect
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from transformers import HfArgumentParser
 from .._registration import COMPONENTS, component_class
 from ..folders import shipped_folder
 from ..pipelines.checks import SCHEDULERS
-from ..settings import OptimizationSettings, RunSettings, setting
+from ..settings import OptimizationSettings, RunSettings, require_within, setting
 
+NUM_TRAIN_TIMESTEPS = 1000
 RECIPES = sorted(path.stem for path in shipped_folder("recipes").glob("*.yaml"))
 
 
@@ -51,6 +53,7 @@ class ComponentSettings(OptimizationSettings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # The arguments are those of the class, or of its `from_zoo` and what that hands on to the class.
         try:
             cls: Any = component_class(self.role, self.type)
@@ -72,9 +75,14 @@ class ComponentSettings(OptimizationSettings):
                     self.config[name] = float(value)  # YAML reads 1e-3 as text
                 else:
                     type_validator(name, value, hints[name])
+                numbers = value if isinstance(value, list) else [self.config[name]]
+                if any(isinstance(number, int | float) and not 0 <= number < math.inf for number in numbers):
+                    raise ValueError("No argument of a component is negative or infinite.")
             except (TypeError, ValueError) as error:
                 kind = getattr(hints[name], "__name__", hints[name])
-                raise RecipeError(f"{where} holds {name}: {value!r}, but {name} is of type {kind}.") from error
+                raise RecipeError(
+                    f"{where} holds {name}: {value!r}, but {name} is of type {kind} and not negative."
+                ) from error
 
 
 @dataclass
@@ -98,7 +106,9 @@ class DenoiserSettings(ComponentSettings):
     )
     ema_decay: float = setting(0.99, "Decay of the averaged weights that are shipped; 0 ships the last weights.")
     prediction_type: Literal["v_prediction", "epsilon"] = setting("v_prediction", "What the denoiser predicts.")
-    beta_schedule: str = setting("squaredcos_cap_v2", "Noise schedule of diffusers.")
+    beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear", "sigmoid"] = setting(
+        "squaredcos_cap_v2", "Noise schedule of diffusers."
+    )
     beta_start: float = setting(1e-4, "First beta of a linear schedule.")
     beta_end: float = setting(2e-2, "Last beta of a linear schedule.")
     scheduler: str = setting("DPMSolverMultistepScheduler", "The diffusers scheduler that is shipped.")
@@ -106,6 +116,9 @@ class DenoiserSettings(ComponentSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_within(self, 0, "latent_smoothing")
+        require_within(self, 0, "ema_decay", "beta_start", "beta_end", highest=1)
+        require_within(self, 1, "num_inference_steps", highest=NUM_TRAIN_TIMESTEPS)
         names = [scheduler.__name__ for scheduler in SCHEDULERS]
         if self.scheduler not in names:
             raise RecipeError(f"There is no scheduler {self.scheduler!r} to draw with; use one of {', '.join(names)}.")
@@ -134,11 +147,11 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
         raise RecipeError(f"There is no recipe {str(recipe)!r}; pass one of {RECIPES} or the path of a YAML file.")
     try:
         sections = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{str(recipe)!r} is not a YAML file: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{str(recipe)!r} is not a YAML file: {' '.join(str(error).split())}.") from error
     expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}
     if not isinstance(sections, dict) or set(sections) != set(expected):
-        found = sorted(sections) if isinstance(sections, dict) else type(sections).__name__
+        found = sorted(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
         raise RecipeError(f"A recipe has the sections {list(expected)}, but {str(recipe)!r} has {found}.")
     return Recipe(**{name: _settings(cls, sections[name], f"{recipe}: {name}") for name, cls in expected.items()})
 
@@ -148,7 +161,7 @@ def _settings(cls: type[Settings], values: dict[str, Any] | None, where: str) ->
     if not isinstance(values, dict):
         raise RecipeError(f"{where} must be a mapping of settings to values, but is {values!r}.")
     known = sorted(f.name for f in dataclasses.fields(cls))
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(map(str, set(values) - set(known)))
     if unknown:
         raise RecipeError(f"{where} holds the unknown keys {unknown}; the known ones are {known}.")
     # The parser of the command line converts and checks the values, so that a file and a flag mean the same.
@@ -159,7 +172,7 @@ def _settings(cls: type[Settings], values: dict[str, Any] | None, where: str) ->
     try:
         parser = HfArgumentParser(cls, exit_on_error=False)
         return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
-    except (argparse.ArgumentError, RecipeError) as error:
+    except (argparse.ArgumentError, ValueError) as error:
         raise RecipeError(f"{where}: {error}") from error
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..settings import OptimizationSettings
+from ..settings import OptimizationSettings, RunSettings
 from ..targets.processing_parameters import NonFiniteParametersError
 
 
@@ -37,9 +40,19 @@ def optimizer_step(
     lr_scheduler.step()
 
 
-def check_finite(model: nn.Module) -> None:
-    """Raises `NonFiniteParametersError` if a weight of a trained model is NaN or infinite."""
+def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
+    """Returns 16 hexadecimal digits that differ if any bit of the tensors does."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def check_finite(model: nn.Module, run: RunSettings | None) -> None:
+    """Raises `NonFiniteParametersError` if a weight of a trained model is not finite, and removes its saved states."""
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        if run is not None:
+            run.clear()  # nobody resumes them, and they would be in the way of a corrected training
         raise NonFiniteParametersError(
             f"The training diverged: weights of the {type(model).__name__} are NaN or infinite; "
             "lower the learning rate, or clip the gradient with --max_grad_norm."

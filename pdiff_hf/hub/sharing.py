@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from ..folders import write_json
+from ..folders import finish_replacing, write_json
 from . import client as hub_client
 from .cards import PICTURES, published_value, readdress
 from .client import HubAccessError, HubConflictError, persistently
@@ -75,6 +75,7 @@ def share(
         HubError: One of its subclasses; see `pdiff_hf.hub.client`.
     """
     folder = Path(folder)
+    finish_replacing(folder)
     kind = next((kind for names, kind in MARKS.items() if all((folder / name).exists() for name in names)), None)
     if kind is None:
         raise UnsafeFileError(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from .._registration import COMPONENTS as OWN_CLASSES
 from .._registration import component_classes
+from ..folders import finish_replacing
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, own_files, read_json
 from ..targets.loading import LOADING, AnyTargetModel, bounded, load_network
@@ -68,6 +69,7 @@ def locate(name: str, fetching: Mapping[str, Any], variant: str | None = None, g
         HubError, BrokenFileError, UnsafeFileError: If it cannot be fetched, or should not be; see `component_files`.
     """
     if Path(name).is_dir():
+        finish_replacing(name)
         return Source(Path(name))
     repository = RepositoryFiles(name, **{key: value for key, value in fetching.items() if value is not None})
     folder = repository.download(ROOT_FILES[:1])

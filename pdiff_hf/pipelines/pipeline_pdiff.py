@@ -19,6 +19,7 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
+from ..folders import replace_folder
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
 from .checks import as_count, as_temperature, check_arguments, check_generator, check_scheduler, returned_latents
@@ -275,8 +276,11 @@ class PDiffPipeline(DiffusionPipeline):
         if kwargs.pop("safe_serialization", True) is False:
             raise UnsafeFileError("safe_serialization=False asks for pickled weights, which are never written.")
         attached = read_attachments(self._source, pushing.get("token"), push_to_hub)
-        super().save_pretrained(folder, *args, **kwargs)
-        write_attachments(folder, self, attached)
+        with replace_folder(folder) as temporary:
+            super().save_pretrained(temporary, *args, **kwargs)
+            for name, content in read_attachments(Source(folder), None, push=False).items():
+                (temporary / name).write_bytes(content)
+            write_attachments(temporary, self, attached)
         return share(folder, repo_id, **pushing) if push_to_hub else None
 
     def push_to_hub(

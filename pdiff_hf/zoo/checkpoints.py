@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..folders import replace_folder, write_json
+from ..folders import finish_replacing, replace_folder, write_json
 from ..hub.cards import has_own_card, write_checkpoints_card
 from ..hub.files import RepositoryFiles
 from ..hub.safety import broken_files, own_files, read_json
@@ -190,6 +190,7 @@ def load_checkpoints(
     if not folder.is_dir():
         repository = RepositoryFiles(name, "dataset", revision=revision, token=token, cache_dir=cache_dir)
         folder = repository.download(DATASET_FILES)
+    finish_replacing(folder)
     if not (folder / "processor_config.json").is_file():
         raise CheckpointsError(
             f"{name!r} is no checkpoints dataset: it has no processor_config.json. training/collect_runs.py, "

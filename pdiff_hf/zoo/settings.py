@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..data.augmentation import augment
 from ..data.images import ImageData, Preprocessing, load_images
 from ..data.inputs import LabeledData
 from ..data.named_datasets import DATASETS
 from ..loops import seeded
-from ..settings import OptimizationSettings, setting
+from ..settings import LARGEST_SEED, OptimizationSettings, RunSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
+from ..targets.processing_parameters import NonFiniteParametersError
 from ..targets.task import Task, classification, task_of
 from .checkpoints import Checkpoints
 
@@ -58,6 +62,12 @@ class CollectionSettings:
     augmentation_flip: bool = setting(False, "Mirror train images at random.")
     augmentation_noise: float = setting(0.0, "Standard deviation of noise on normalized train images.")
     seed: int = setting(0, "Random seed for initial weights, batches and augmentation.")
+
+    def __post_init__(self) -> None:
+        require_within(self, 1, "image_size", "train_batch_size", "max_train_images", "max_eval_images")
+        require_within(self, 0, "target_train_steps", "target_learning_rate", "adam_weight_decay")
+        require_within(self, 0, "augmentation_shift", "augmentation_noise", "split_seed")
+        require_within(self, 0, "seed", highest=LARGEST_SEED)
 
 
 @dataclass
@@ -126,6 +136,17 @@ def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> 
     return CollectionSettings(dataset_name=dataset_name, image_size=image_size)
 
 
+def summarize_zoo(checkpoints: Checkpoints, folder: str) -> str:
+    """Returns how many checkpoints were written to a folder, their mean validation score, and what to do next."""
+    scores = checkpoints.zoo.validation_score or []
+    mean = f"; mean {task_of(checkpoints.target_model.config).score_name} {100 * fmean(scores):.2f}" if scores else ""
+    return (
+        f"{len(checkpoints.zoo)} checkpoints of {checkpoints.processor.parameter_dim} parameters to fit{mean}\n"
+        f"Written: {folder}\n"
+        f"Next: accelerate launch training/train_autoencoder.py --checkpoints {folder} --output_dir …"
+    )
+
+
 def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedModel:
     """Loads the target network, or builds it from a configuration with seeded initial weights.
 
@@ -136,9 +157,11 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
     if images.train.labels.is_floating_point():
         outputs |= {"num_labels": 1, "problem_type": "regression"}
     if settings.model_name_or_path is not None:
-        return AutoModelForImageClassification.from_pretrained(
+        model = AutoModelForImageClassification.from_pretrained(
             settings.model_name_or_path, ignore_mismatched_sizes=True, **outputs
         )
+        require_channels(model.config, images)
+        return model
     given = settings.model_config
     text = Path(given).read_text(encoding="utf-8") if given.endswith(".json") else given
     try:
@@ -151,10 +174,31 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
         values = architecture_config(settings.architecture) | values
     values = {"model_type": settings.model_type, "num_channels": images.num_channels} | values
     config = AutoConfig.for_model(**values, **outputs)
+    require_channels(config, images)
     if hasattr(config, "image_size"):
         config.image_size = settings.image_size
     with seeded(settings.seed):
         return AutoModelForImageClassification.from_config(config)
+
+
+def require_channels(config: PreTrainedConfig, images: ImageData) -> None:
+    """Raises a ValueError if a network of this configuration takes images of other channels."""
+    expected = getattr(config, "num_channels", images.num_channels)
+    if expected != images.num_channels:
+        raise ValueError(
+            f"The network takes images of {expected} channels, but those of the data set have {images.num_channels}; "
+            "choose another network or data set."
+        )
+
+
+@contextmanager
+def clearing_diverged(run: RunSettings) -> Iterator[None]:
+    """Removes the saved states if a training in the block diverges: they would be in the way of a corrected one."""
+    try:
+        yield
+    except NonFiniteParametersError:
+        run.clear()
+        raise
 
 
 def task_on(model: PreTrainedModel, data: LabeledData) -> Task:

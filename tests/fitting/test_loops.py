@@ -1,10 +1,8 @@
-"""An interrupted training loses nothing, and a folder is written atomically."""
+"""An interrupted training loses nothing."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pdiff_hf.folders import UnwritableFolderError, replace_folder, write_json, write_text
 from pdiff_hf.loops import make_optimizer, seeded, step_generator, training_steps
 from pdiff_hf.settings import OptimizationSettings, RunSettings
 
@@ -36,7 +33,7 @@ def train() -> Callable[..., tuple[list[int], torch.Tensor]]:
     """A function that trains a line for six steps and returns the steps it made and the final weights."""
 
     def run(
-        state: RunSettings | None, max_train_steps: int = 6, interrupt_in_step: int = -1
+        state: RunSettings | None, max_train_steps: int = 6, interrupt_in_step: int = -1, zoo: str = "mine"
     ) -> tuple[list[int], torch.Tensor]:
         settings = OptimizationSettings(max_train_steps=max_train_steps, learning_rate=0.1, lr_warmup_steps=2)
         accelerator = Accelerator()
@@ -46,7 +43,8 @@ def train() -> Callable[..., tuple[list[int], torch.Tensor]]:
         model, optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(lr_scheduler)
         made = []
-        for step in training_steps(accelerator, settings.max_train_steps, state, "training a line"):
+        identity = dataclasses.asdict(settings) | {"zoo": zoo}
+        for step in training_steps(accelerator, settings.max_train_steps, state, "training a line", identity):
             if step == interrupt_in_step:
                 raise Interruption
             inputs = torch.randn(8, 3, generator=step_generator(settings.seed, step))
@@ -194,56 +192,32 @@ def test_state_lies_beside_the_output():
     assert (stage.checkpointing_steps, stage.resume_from_checkpoint) == (7, "latest")
 
 
-def test_folder_is_replaced_atomically(tmp_path):
-    with replace_folder(tmp_path / "deep" / "folder") as folder:
-        (folder / "a").write_text("first")
-    with replace_folder(tmp_path / "deep" / "folder") as folder:
-        (folder / "a").write_text("second")
-        (folder / "b").write_text("new")
-
-    texts = {path.name: path.read_text() for path in (tmp_path / "deep" / "folder").iterdir()}
-    assert texts == {"a": "second", "b": "new"}
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
-    assert (tmp_path / "deep" / "folder").stat().st_mode & 0o777 == 0o755  # others can read it
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_interrupted_folder_leaves_what_was_there(tmp_path, exists):
-    if exists:
-        (tmp_path / "folder").mkdir()
-        (tmp_path / "folder" / "a").write_text("old")
-
-    def write_half() -> None:
-        with replace_folder(tmp_path / "folder") as folder:
-            (folder / "a").write_text("half")
-            raise Interruption
-
+def test_state_of_another_training_is_refused_by_what_differs(train, state):
     with pytest.raises(Interruption):
-        write_half()
+        train(state, interrupt_in_step=5)
 
-    assert [path.name for path in tmp_path.iterdir()] == (["folder"] if exists else [])
-    assert not exists or (tmp_path / "folder" / "a").read_text() == "old"
-
-
-def test_file_in_the_way_of_a_folder_is_named(tmp_path):
-    (tmp_path / "taken").write_text("mine")
-
-    with (
-        pytest.raises(UnwritableFolderError, match="taken': there is a file of that name"),
-        replace_folder(tmp_path / "taken"),
+    with pytest.raises(
+        ValueError, match=r"a training with {'zoo': 'mine'}, but {'zoo': 'other'} was asked for; resume"
     ):
-        pass
-    with pytest.raises(UnwritableFolderError, match="Choose another output folder"):
-        write_text(tmp_path / "taken" / "file.txt", "text")
+        train(resuming(state), zoo="other")
+    with pytest.raises(ValueError, match="checkpoint-4' has made more steps than the 3 that were asked for"):
+        train(resuming(state), max_train_steps=3)
+    assert train(resuming(state), max_train_steps=8)[0] == [4, 5, 6, 7]
 
-    assert (tmp_path / "taken").read_text() == "mine"
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.bin", "identity.json"])
+def test_damaged_state_is_named_with_an_older_one(train, state, damaged):
+    with pytest.raises(Interruption):
+        train(state, interrupt_in_step=5)
+    (state.folder / "checkpoint-4" / damaged).write_bytes(b"half")
+
+    older = state.folder / "checkpoint-2"
+    with pytest.raises(ValueError, match=f"checkpoint-4' is damaged .*; pass --resume_from_checkpoint {older}"):
+        train(resuming(state))
+    assert train(resuming(state, older))[0] == [2, 3, 4, 5]
 
 
-def test_json_is_written_atomically(tmp_path):
-    write_json(tmp_path / "new" / "metrics.json", {"accuracy": 0.5})
+def test_state_of_the_working_folder_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "new" / "metrics.json", {"accuracy": math.nan})
-
-    assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == {"accuracy": 0.5}
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["metrics.json"]
+    assert RunSettings(".").folder == Path(f"{tmp_path}-state")

@@ -73,6 +73,9 @@ def test_own_recipe_changes_what_it_names(write_recipe):
         ("type: conv, config: {channels: 3}", "channels: 3, but channels is of type"),
         ("config: 3", "--config"),
         ("learning_rate: fast", "--learning_rate"),
+        ("config: {width: -1}", "width: -1, but width is of type int and not negative"),
+        ("3: 4", r"unknown keys \['3'\]"),
+        ("num_inference_steps: 9999", "--num_inference_steps must be from 1 to 1000, but is 9999"),
         ("scheduler: FancyScheduler", "no scheduler 'FancyScheduler'"),
     ],
 )
@@ -138,3 +141,13 @@ def test_config_that_is_not_json_is_named(capsys):
         parse("--config", "wide")
 
     assert "--config: invalid Config value: 'wide'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["seed=-1", "learning_rate=nan", "max_grad_norm=inf", "checkpointing_steps=0", "train_batch_size=0"]
+)
+def test_number_out_of_range_is_named(flag):
+    name, value = flag.split("=")
+
+    with pytest.raises(ValueError, match=f"^--{name} must be .*, but is {value}\\.$"):
+        parse(f"--{flag}")

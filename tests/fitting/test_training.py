@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from scripts import environment, files_of, run, start
 from transformers import PreTrainedModel
@@ -273,6 +274,13 @@ def assert_sentence(error: BaseException) -> None:
         ("train_denoiser", "--autoencoder empty", FileNotFoundError, r"no autoencoder at 'empty'; .*\.py makes one"),
         ("collect_trajectory", "--subset encoder.*", LayoutError, r"'encoder\.\*' matches none of the 4 parameters"),
         ("collect_trajectory", "--num_checkpoints 15", ValueError, r"'train': 15.*divided into 2 equal blocks"),
+        (
+            "collect_trajectory",
+            '--model_config {"num_channels":3}',
+            ValueError,
+            "takes images of 3 channels, but those",
+        ),
+        ("evaluate_pipeline", "--num_inference_steps 9999", ValueError, "must be from 1 to 1000, but is 9999"),
         ("train_denoiser", "--learning_rate 1e30 --lr_warmup_steps 0", NonFiniteParametersError, "diverged"),
     ],
 )
@@ -308,6 +316,63 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_done(
     assert_sentence(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # no state of a training either
     assert (tmp_path / "file").read_text(encoding="utf-8") == "in the way"
+
+
+def test_diverged_training_does_not_block_the_corrected_one(inputs: dict[str, list], tmp_path: Path):
+    arguments = [*inputs["train_denoiser"], "--output_dir", tmp_path / "out"]
+    with pytest.raises(NonFiniteParametersError):
+        run("train_denoiser", *arguments, "--learning_rate", "1e30", "--lr_warmup_steps", "0")
+
+    run("train_denoiser", *arguments)
+
+    assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+def test_diverged_collection_does_not_block_the_corrected_one(tmp_path: Path):
+    with pytest.raises(NonFiniteParametersError):
+        run("collect_trajectory", *COLLECT, "--output_dir", tmp_path / "out", "--learning_rate", "1e30")
+
+    run("collect_trajectory", *COLLECT, "--output_dir", tmp_path / "out")
+
+
+def test_autoencoder_of_another_zoo_is_refused(inputs: dict[str, list], checkpoints: Path, tmp_path: Path):
+    other = load_checkpoints(checkpoints)
+    other.zoo.parameters += 1
+    other.save(tmp_path / "other")
+
+    with pytest.raises(ValueError, match="fitted to another zoo, of 90 parameters a checkpoint; this one has 16"):
+        run("train_denoiser", *inputs["train_denoiser"], "--checkpoints", tmp_path / "other", "--output_dir", "out")
+
+
+def test_mistake_ends_a_script_with_a_sentence(inputs: dict[str, list], tmp_path: Path):
+    process = start("train_denoiser", *inputs["train_denoiser"], "--seed", "-1", "--output_dir", tmp_path / "out")
+
+    output, _ = process.communicate()
+
+    assert process.returncode == 1
+    assert output.endswith("train_denoiser.py: --seed must be from 0 to 9223372036854775807, but is -1.\n")
+    assert "Traceback" not in output
+
+
+def test_scripts_end_with_what_they_made_and_the_next_command(
+    inputs: dict[str, list], checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    run("train_denoiser", *inputs["train_denoiser"], "--output_dir", tmp_path / "out")
+
+    printed = capsys.readouterr().out
+    assert "The dispersion R of 16 drawn networks is 0." in printed
+    assert f"Written: {tmp_path / 'out'}" in printed
+    assert f"pdiff-hf audit {tmp_path / 'out'} --checkpoints {checkpoints}" in printed
+
+
+def test_mixed_precision_of_the_launcher_is_honored(
+    inputs: dict[str, list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+
+    run("train_denoiser", *inputs["train_denoiser"], "--output_dir", tmp_path / "out")
+
+    assert AcceleratorState().mixed_precision == "bf16"
 
 
 # Interrupted and resumed
