@@ -213,13 +213,8 @@ class PDiffPipeline(DiffusionPipeline):
         check_generator(generator, num_models)
         for start in range(0, num_models, batch_size):
             count = min(batch_size, num_models - start)
-            output = self(
-                count,
-                num_inference_steps=num_inference_steps,
-                generator=generator[start : start + count] if isinstance(generator, list) else generator,
-                output_type=output_type,
-                temperature=temperature,
-            )
+            own = generator[start : start + count] if isinstance(generator, list) else generator
+            output = self(count, num_inference_steps, own, output_type=output_type, temperature=temperature)
             yield cast(PDiffPipelineOutput, output)
 
     @classmethod
