@@ -52,7 +52,7 @@ def check_finite(model: nn.Module, run: RunSettings | None) -> None:
     """Raises `NonFiniteParametersError` if a weight of a trained model is not finite, and removes its saved states."""
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         if run is not None:
-            run.clear()  # nobody resumes them, and they would be in the way of a corrected training
+            run.clear()  # otherwise they would block a corrected training
         raise NonFiniteParametersError(
             f"The training diverged: weights of the {type(model).__name__} are NaN or infinite; "
             "lower the learning rate, or clip the gradient with --max_grad_norm."

@@ -36,7 +36,7 @@ class RepositoryFiles:
     # A token, True for the stored one, False for none, None for the stored one if there is one.
     token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | Path | None = None
-    local_files_only: bool = False  # take what is cached and ask nobody
+    local_files_only: bool = False  # use the cache only
     force_download: bool = False  # fetch again what is cached
 
     def __post_init__(self) -> None:
@@ -132,8 +132,8 @@ class RepositoryFiles:
             ) from error
         if not _is_intact(folder / name, self._checksums(folder, [name]).get(name)):
             raise CorruptFileError(
-                f"{name!r} of the {self} does not match its checksum, although it was fetched again; whoever pushed "
-                "it should push it anew."
+                f"{name!r} of the {self} does not match its checksum, although it was fetched again; its owner should "
+                "push it again."
             )
 
 

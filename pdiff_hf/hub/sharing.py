@@ -55,7 +55,7 @@ def share(
 ) -> str:
     """Pushes a pipeline, a checkpoints dataset or drawn networks: one commit, or none if nothing has changed.
 
-    The card speaks of the repository by its name from then on, and paths of this machine are cut down to their last
+    The card names the repository from then on, and paths of this machine are cut down to their last
     part. Run again, a push that was cut off is completed.
 
     Args:
@@ -140,7 +140,7 @@ def push_files(
 ) -> str:
     """Makes a branch of an existing repository hold files, in one commit, or in none if it does already.
 
-    The commit names its parent, so that nobody's changes to the same files are lost, and whatever goes wrong, running
+    The commit names its parent, so that no concurrent changes to the same files are lost, and whatever goes wrong, running
     it again completes it. Large files that arrived are not sent again. Files that match `replaces` and are not among
     the contents are deleted, but for a license and .gitattributes; `share` describes the other arguments.
 

@@ -1,4 +1,4 @@
-"""Repositories that attack whoever loads them: no code is run, nothing else is fetched or written."""
+"""Hostile repositories: no code is run, nothing else is fetched or written."""
 
 from __future__ import annotations
 
