@@ -140,9 +140,9 @@ def push_files(
 ) -> str:
     """Makes a branch of an existing repository hold files, in one commit, or in none if it does already.
 
-    The commit names its parent, so that no concurrent changes to the same files are lost, and whatever goes wrong, running
-    it again completes it. Large files that arrived are not sent again. Files that match `replaces` and are not among
-    the contents are deleted, but for a license and .gitattributes; `share` describes the other arguments.
+    The commit names its parent, so that no concurrent changes to the same files are lost. Whatever goes wrong, running
+    it again completes it, and large files that arrived are not sent again. Files that match `replaces` and are not
+    among the contents are deleted, but for a license and .gitattributes; `share` describes the other arguments.
 
     Returns:
         The id of the commit that holds the files.
