@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -12,6 +11,11 @@ from contextlib import contextmanager, suppress
 from errno import EEXIST, ENOTEMPTY
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where leftovers of killed processes stay
+    fcntl = None  # type: ignore[assignment]
 
 STAGED = ".pdiff_hf-"  # beginning of the names of what is not finished
 READY = f"{STAGED}ready"  # the complete new content of a folder, while its entries replace the old ones
@@ -136,6 +140,9 @@ def _staging(path: Path) -> Iterator[Path]:
 @contextmanager
 def _lock(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Locks a folder until the block or the process ends; yields False if others hold it or there are no locks."""
+    if fcntl is None:
+        yield False
+        return
     descriptor, locked = os.open(folder, os.O_RDONLY), True
     try:
         try:

@@ -105,10 +105,8 @@ def description_table(described: dict[str, Any]) -> str:
         accuracy = {name: f"{100 * figures['mean']:.2f} %" for name, figures in described["accuracy"].items()}
         rows["audit"] = f"{described['verdict']['word']} ({described['verdict']['reason']})"
         rows["accuracy"] = ", ".join(f"{name} {accuracy[name]}" for name in ("generated", "zoo", "average"))
-        rows["dispersion"] = ", ".join(
-            f"{key} = {'-' if value is None else format(value, '.2f')}"
-            for key, value in described["dispersion"].items()
-        )
+        known = {key: value for key, value in described["dispersion"].items() if value is not None}  # F may be None
+        rows["dispersion"] = ", ".join(f"{key} = {value:.2f}" for key, value in known.items())
     else:
         rows["audit"] = "not evaluated; `pdiff-hf audit` does"
     width = max(map(len, rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def write_attachments(folder: Path, pipe: Any, attached: dict[str, bytes]) -> No
     stored = json.loads(attached.get("metrics.json", b"null"))
     if "README.md" not in attached or pipe.metrics not in (None, stored):
         write_metrics(folder, pipe)
+
+
+def keep_variants(old: Path, new: Path, variant: str | None) -> None:
+    """Copies weights of other variants than the saved one from an old folder, as diffusers leaves them there."""
+    for path in sorted(old.glob("*/*.safetensors*")):
+        ending = path.name.partition(".")[2]
+        is_saved = f".{variant}" in path.name if variant else ending in ("safetensors", "safetensors.index.json")
+        place = new / path.relative_to(old)
+        if not is_saved and not path.is_symlink() and place.parent.is_dir() and not place.exists():
+            shutil.copyfile(path, place)
 
 
 def write_metrics(folder: Path, pipe: Any) -> None:

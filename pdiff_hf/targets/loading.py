@@ -162,7 +162,7 @@ def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):
         return found
-    for model_class in reversed(list(_subclasses(PreTrainedModel))):  # the latest definition wins, as in a notebook
+    for model_class in reversed(list(subclasses(PreTrainedModel))):  # the latest definition wins, as in a notebook
         if model_class.__name__ == name and model_class.config_class.model_type == model_type:
             return model_class
     raise UnknownTargetError(
@@ -172,10 +172,11 @@ def find_model_class(name: str, model_type: str | None) -> type[PreTrainedModel]
     )
 
 
-def _subclasses(model_class: type[PreTrainedModel]) -> Iterator[type[PreTrainedModel]]:
-    for subclass in model_class.__subclasses__():
+def subclasses(base: Any) -> Iterator[Any]:
+    """Yields the classes that are derived from one, in the order of their definition."""
+    for subclass in base.__subclasses__():
         yield subclass
-        yield from _subclasses(subclass)
+        yield from subclasses(subclass)
 
 
 class AnyTransformersModel(type):

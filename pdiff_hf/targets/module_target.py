@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .loading import UnknownTargetError
+from .loading import UnknownTargetError, subclasses
 from .processing_parameters import LayoutError
 from .task import logits_of, task_of
 
@@ -110,7 +109,7 @@ def _build(config: ModuleConfig) -> nn.Module:
 
 def _find(path: str) -> type[nn.Module]:
     """Returns the latest class of modules that this process knows by that path, but none of the insides of torch."""
-    found = [cls for cls in _subclasses(nn.Module) if _path(cls) == path]
+    found = [cls for cls in subclasses(nn.Module) if _path(cls) == path]
     inside = path.startswith("torch.") and not path.startswith("torch.nn.modules.")
     if not found or inside or issubclass(found[-1], PreTrainedModel):
         raise UnknownTargetError(
@@ -118,12 +117,6 @@ def _find(path: str) -> type[nn.Module]:
             "that defines it, or build the network and pass it as target_model=…"
         )
     return found[-1]
-
-
-def _subclasses(base: type[nn.Module]) -> Iterator[type[nn.Module]]:
-    for subclass in base.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
 
 
 def _path(cls: type) -> str:
