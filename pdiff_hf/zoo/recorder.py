@@ -60,9 +60,8 @@ class CheckpointRecorder:
         """Keeps a copy of the subset as it stands, as `step` of the independent training `run`.
 
         Raises:
-            CheckpointsError: If the split is not `train`, `validation` or `test`.
+            CheckpointsError: If there is no such split, or the trunk has changed since the first record.
             NonFiniteParametersError: If the training has diverged.
-            CheckpointsError: If the trunk has changed since the first record.
         """
         if split not in SPLITS:
             raise CheckpointsError(f"There is no split {split!r}; a checkpoint belongs to one of {list(SPLITS)}.")
