@@ -15,9 +15,10 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..data.augmentation import augment
-from ..data.images import ImageData, Preprocessing, load_images
+from ..data.images import ImageData, load_images
 from ..data.inputs import LabeledData
 from ..data.named_datasets import DATASETS
+from ..data.preprocessing import Preprocessing
 from ..loops import seeded
 from ..settings import LARGEST_SEED, OptimizationSettings, RunSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
@@ -109,7 +110,8 @@ def shared_names() -> list[str]:
 
 def load_images_of(settings: CollectionSettings) -> ImageData:
     """Loads the images that the settings name, split as they ask."""
-    return load_images(**{name: getattr(settings, name) for name in inspect.signature(load_images).parameters})
+    names = inspect.signature(load_images).parameters
+    return load_images(**{name: value for name, value in vars(settings).items() if name in names})
 
 
 def augmentation_of(settings: CollectionSettings) -> partial | None:
