@@ -54,7 +54,8 @@ class Preprocessing:
             image_size: Height and width instead of the configured ones.
 
         Raises:
-            ValueError: If there is no `image_size`, and the configuration has none that is square.
+            ValueError: If there is no `image_size`, and the configuration has none that is square; or no mean
+                or standard deviation, although it normalizes.
         """
         size = config.get("size")
         if config.get("do_center_crop"):
@@ -67,11 +68,20 @@ class Preprocessing:
             )
         # Where a processor does not scale to [0, 1], mean and std are those of other units.
         unit = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
-        normalized = config.get("do_normalize", True)
-        mean, std = (config["image_mean"], config["image_std"]) if normalized else ([0.0], [1.0])
+        mean, std = [0.0], [1.0]
+        if config.get("do_normalize", True):
+            mean, std = _per_channel(config, "image_mean"), _per_channel(config, "image_std")
+        resample = config.get("resample")
         return cls(
             sizes[0] if image_size is None else image_size,
             tuple(value / unit for value in mean),
             tuple(value / unit for value in std),
-            int(config.get("resample", Image.Resampling.BILINEAR)),
+            int(Image.Resampling.BILINEAR if resample is None else resample),
         )
+
+
+def _per_channel(config: dict[str, Any], name: str) -> list[float]:
+    value = config.get(name)
+    if value is None:
+        raise ValueError(f"The image processor normalizes images, but its configuration has no {name}; add it.")
+    return [value] if isinstance(value, float) else list(value)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scripts import run
 from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -158,6 +159,15 @@ def test_columns_that_do_not_exist_are_refused_with_those_that_do(tmp_path):
         load_images(folder, label_column="picture")
     assert len(load_images("digits", image_column="image", label_column="label").train) == 700
     assert len(load_images(folder, image_column="picture", label_column="label").train) == 7
+
+
+@pytest.mark.parametrize("script", ["collect_trajectory", "collect_runs"])
+def test_scripts_refuse_wrong_columns_before_they_train(script, tmp_path):
+    for flag in ("--image_column", "--label_column"):
+        with pytest.raises(ImageDataError, match=f"There is no column 'wrong' in 'digits', .*{flag}"):
+            run(script, "--dataset_name", "digits", flag, "wrong", "--output_dir", tmp_path / "zoo")
+
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

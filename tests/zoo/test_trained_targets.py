@@ -238,6 +238,10 @@ def test_values_need_a_new_head(trained: Path, tmp_path: Path):
             {"size": 12, "do_center_crop": True, "crop_size": 10, "image_processor_type": "DeiTImageProcessor"},
             (10, 0.5, 0.5),
         ),
+        (
+            {"size": 7, "image_mean": 0.25, "image_std": 0.75, "image_processor_type": "ViTImageProcessor"},
+            (7, 0.25, 0.75),
+        ),
         ({"size": 7, "do_normalize": False, "image_processor_type": "ViTImageProcessor"}, (7, 0.0, 1.0)),
         ({"size": 7, "do_rescale": False, "image_processor_type": "ViTImageProcessor"}, (7, 0.5 / 255, 0.5 / 255)),
         ({"size": 7, "rescale_factor": 2 / 255, "image_processor_type": "ViTImageProcessor"}, (7, 0.25, 0.25)),
@@ -279,6 +283,14 @@ def test_preprocessing_that_does_not_fit_is_refused(trained: Path, tmp_path: Pat
     (trained / "preprocessor_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"preprocessor_config.json of .* is not one of an image processor"):
         load_images_of(settings)
+
+
+def test_preprocessing_that_is_incomplete_is_refused():
+    stored = OWN_PREPROCESSING.to_dict()
+
+    with pytest.raises(ValueError, match="normalizes images, but its configuration has no image_std"):
+        Preprocessing.from_dict({name: value for name, value in stored.items() if name != "image_std"})
+    assert Preprocessing.from_dict({**stored, "resample": None}) == OWN_PREPROCESSING
 
 
 def test_images_of_other_classes_than_those_of_a_zoo_are_refused(trained: Path, tmp_path: Path):
