@@ -85,8 +85,9 @@ class PixelBuffer:
         if image.shape[2] > self.pixels.shape[3]:
             gray, self.pixels = self.pixels, np.empty((*self.pixels.shape[:3], 3), dtype=np.uint8)
             self.pixels[: self.length] = gray[: self.length]
-        channels = [Image.fromarray(channel).resize(self.size, self.resample) for channel in np.moveaxis(image, 2, 0)]
-        resized = np.stack([np.asarray(channel) for channel in channels], axis=2)
+        # Pillow has no images of more than 8 bits with several channels.
+        parts = [image] if image.dtype == np.uint8 and image.shape[2] == 3 else np.moveaxis(image, 2, 0)
+        resized = np.dstack([np.asarray(Image.fromarray(part).resize(self.size, self.resample)) for part in parts])
         if image.dtype == np.uint8:
             self.pixels[self.length] = resized
         else:
