@@ -228,6 +228,15 @@ def test_preprocessing_is_what_transformers_computes_and_the_auto_class_loads(pr
         assert torch.allclose(preprocessing(pixels), expected, atol=1e-5)
 
 
+def test_preprocessing_that_is_incomplete_is_refused():
+    preprocessing = Preprocessing(6, (0.2,), (0.5,))
+    stored = preprocessing.to_dict()
+
+    with pytest.raises(ValueError, match="normalizes images, but its configuration has no image_std"):
+        Preprocessing.from_dict({name: value for name, value in stored.items() if name != "image_std"})
+    assert Preprocessing.from_dict({**stored, "resample": None}) == preprocessing
+
+
 batches = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(2, 6), st.integers(2, 6))
 
 

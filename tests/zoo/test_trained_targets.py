@@ -285,14 +285,6 @@ def test_preprocessing_that_does_not_fit_is_refused(trained: Path, tmp_path: Pat
         load_images_of(settings)
 
 
-def test_preprocessing_that_is_incomplete_is_refused():
-    stored = OWN_PREPROCESSING.to_dict()
-
-    with pytest.raises(ValueError, match="normalizes images, but its configuration has no image_std"):
-        Preprocessing.from_dict({name: value for name, value in stored.items() if name != "image_std"})
-    assert Preprocessing.from_dict({**stored, "resample": None}) == OWN_PREPROCESSING
-
-
 def test_images_of_other_classes_than_those_of_a_zoo_are_refused(trained: Path, tmp_path: Path):
     write_colors(tmp_path / "colors")
     arguments = ["--model_name_or_path", trained, "--dataset_name", tmp_path / "colors"]
