@@ -48,7 +48,7 @@ from pdiff_hf import (
     load_recipe,
     make_processor,
 )
-from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.data.preprocessing import Preprocessing
 from pdiff_hf.loops import seeded
 
 hypothesis.settings.register_profile("pdiff_hf", deadline=None, derandomize=True, max_examples=20)

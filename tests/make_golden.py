@@ -21,7 +21,7 @@ from pdiff_hf import (
     fit,
     make_processor,
 )
-from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.data.preprocessing import Preprocessing
 from pdiff_hf.fitting.settings import AutoencoderSettings, DenoiserSettings
 from pdiff_hf.loops import seeded
 

@@ -72,8 +72,11 @@ def label_tensor(labels: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(labels, dtype=torch.float32)
     wrong = [label for label in labels if not isinstance(label, int) or label < 0]
     if wrong:
+        is_name = isinstance(wrong[0], str)
+        advice = "Dataset.class_encode_column numbers them" if is_name else "remove these rows, or name another column"
         raise BatchError(
-            f"Labels must be whole numbers from 0, or all floating-point numbers, but are like {wrong[0]!r}."
+            "Labels must be whole numbers from 0, or all floating-point numbers, but are like "
+            f"{repr(wrong[0])[:50]}; {advice}."
         )
     return torch.tensor(labels, dtype=torch.long)
 
@@ -83,6 +86,22 @@ def name_labels(labels: torch.Tensor, feature: Any) -> list[str]:
     if labels.is_floating_point():
         return ["value"]
     return list(getattr(feature, "names", None) or [str(i) for i in range(int(labels.max()) + 1)])
+
+
+def require_labels(splits: Mapping[str, torch.Tensor], count: int) -> None:
+    """Raises `BatchError` unless the labels of all splits are values, or classes below `count`."""
+    values = {name for name, labels in splits.items() if labels.is_floating_point()}
+    if values and len(values) < len(splits):
+        raise BatchError(
+            f"The labels of {sorted(values)} are floating-point numbers, but those of {sorted({*splits} - values)} "
+            "are classes; all splits must be labeled alike."
+        )
+    for name, labels in splits.items():
+        if not values and len(labels) and int(labels.max()) >= count:
+            raise BatchError(
+                f"The {name} split has the label {int(labels.max())}, but there are only {count} classes, 0 to "
+                f"{count - 1}, as in the train split; move examples of that class to the train split, or remove them."
+            )
 
 
 class LabeledSplit(Protocol):
@@ -169,7 +188,8 @@ class TensorData:
             label_column: Whole numbers from 0, which are classes, or floating-point values.
 
         Raises:
-            BatchError: If a split or column is missing, rows are of different lengths, or labels are no numbers.
+            BatchError: If a split or column is missing, rows are of different lengths, or labels are no numbers or
+                classes that the train split does not know.
         """
         splits = {}
         for name in ("train", "validation", "test"):
@@ -192,4 +212,6 @@ class TensorData:
                     "pad them (padding='max_length')."
                 ) from error
             splits[name] = TensorSplit(features, label_tensor(list(rows[label_column])))
-        return cls(**splits, label_names=name_labels(splits["train"].labels, dataset["train"].features[label_column]))
+        label_names = name_labels(splits["train"].labels, dataset["train"].features[label_column])
+        require_labels({name: split.labels for name, split in splits.items()}, len(label_names))
+        return cls(**splits, label_names=label_names)

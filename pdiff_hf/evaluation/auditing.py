@@ -20,7 +20,7 @@ from ..pipelines.card import metrics_table, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, require_within, setting
 from ..zoo.checkpoints import load_checkpoints
-from ..zoo.settings import collection_of, load_images_of, require_channels
+from ..zoo.settings import load_images_of_zoo, require_channels
 from .evaluator import evaluate
 from .report import add_report, write_report
 
@@ -85,7 +85,7 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
             f"The zoo {settings.checkpoints} is from the Hub, and what it names is not read unasked; name the images: "
             f"--dataset_name {printable(collected.get('dataset_name'))}, if you trust that."
         )
-    images = load_images_of(collection_of(checkpoints, settings.dataset_name))
+    images = load_images_of_zoo(checkpoints, settings.dataset_name)
     pipe = PDiffPipeline.from_pretrained(settings.pipeline, token=settings.hub_token).to(device)
     require_channels(pipe.target_model.config, images)
     require_within(settings, 1, "num_inference_steps", highest=pipe.scheduler.config.num_train_timesteps)

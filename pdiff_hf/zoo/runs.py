@@ -71,7 +71,7 @@ def collect_runs(
     _require_shared_statistics(model, processor, settings)
     accelerator = make_accelerator(state, target_optimization(settings, settings.target_train_steps))
     _require_connected_float32(accelerator)
-    own = asdict(settings)
+    own = asdict(settings) | {"image_size": images.preprocessing.image_size}
     shared = {name: own.pop(name) for name in shared_names()}
     identity = json.dumps([shared, own | {"run_shard": None}], sort_keys=True)
     saved = None if state is None else SavedGroups(state.beside("runs"), identity)

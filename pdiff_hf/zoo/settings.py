@@ -15,15 +15,17 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..data.augmentation import augment
-from ..data.images import ImageData, Preprocessing, load_images
-from ..data.inputs import LabeledData
+from ..data.images import ImageData, load_images
+from ..data.inputs import LabeledData, require_labels
 from ..data.named_datasets import DATASETS
+from ..data.preprocessing import IMAGE_SIZE, Preprocessing
 from ..loops import seeded
 from ..settings import LARGEST_SEED, OptimizationSettings, RunSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
 from ..targets.processing_parameters import NonFiniteParametersError
 from ..targets.task import Task, classification, task_of
 from .checkpoints import Checkpoints
+from .trained import in_order_of, load_trained, preprocessing_of, require_classes
 
 
 @dataclass
@@ -33,7 +35,10 @@ class CollectionSettings:
     dataset_name: str = setting(
         "digits", f"`digits` (embedded), {', '.join(DATASETS)}, a folder of images or parquet files, or a Hub id."
     )
-    image_size: int = setting(32, "Height and width of the network's input in pixels.")
+    image_size: int | None = setting(
+        None,
+        f"Height and width of the input in pixels; by default those of a trained network, else {IMAGE_SIZE}.",
+    )
     image_column: str | None = setting(None, "Column of the images; found by its type.")
     label_column: str | None = setting(
         None, "Column of the labels, classes or floating-point values to predict; found by its type."
@@ -43,7 +48,10 @@ class CollectionSettings:
     max_train_images: int | None = setting(None, "Use at most N train images.")
     max_eval_images: int | None = setting(None, "Use at most N validation and N test images.")
 
-    model_name_or_path: str | None = setting(None, "A trained network: Hub id or folder; otherwise --model_type.")
+    model_name_or_path: str | None = setting(
+        None, "A trained network: Hub id or folder; its classes and its preprocessing hold. Otherwise --model_type."
+    )
+    new_head: bool = setting(False, "Initialize the head of a trained network anew, for the classes of the images.")
     architecture: str | None = setting(
         None, f"A network of the paper to train from scratch: {', '.join(ARCHITECTURES)}; otherwise --model_type."
     )
@@ -108,8 +116,38 @@ def shared_names() -> list[str]:
 
 
 def load_images_of(settings: CollectionSettings) -> ImageData:
-    """Loads the images that the settings name, split as they ask."""
-    return load_images(**{name: getattr(settings, name) for name in inspect.signature(load_images).parameters})
+    """Loads the images that the settings name, split as they ask.
+
+    For a trained network they are preprocessed as its own images were, and numbered as its outputs are if it has all
+    their classes.
+    """
+    chosen, path = _image_arguments(settings), settings.model_name_or_path
+    if path is None:
+        return load_images(**chosen)
+    preprocessing, size = preprocessing_of(path, settings.image_size)
+    images = load_images(**chosen | {"preprocessing": preprocessing, "image_size": size})
+    return images if settings.new_head else in_order_of(images, AutoConfig.from_pretrained(path))
+
+
+def load_images_of_zoo(checkpoints: Checkpoints, dataset_name: str | None = None) -> ImageData:
+    """Loads the images on which a zoo was collected, preprocessed and numbered as its networks take them.
+
+    Args:
+        dataset_name: Where they are now, if elsewhere; see `collection_of`.
+
+    Raises:
+        ImageDataError: If they have classes that the networks do not know.
+    """
+    stored, config = checkpoints.preprocessing, checkpoints.target_model.config
+    chosen = _image_arguments(collection_of(checkpoints, dataset_name))
+    images = load_images(**chosen, preprocessing=Preprocessing.from_dict(stored) if stored else None)
+    require_classes(images, config, "name the images of this zoo with --dataset_name")
+    return in_order_of(images, config)
+
+
+def _image_arguments(settings: CollectionSettings) -> dict[str, Any]:
+    names = inspect.signature(load_images).parameters
+    return {name: value for name, value in vars(settings).items() if name in names}
 
 
 def augmentation_of(settings: CollectionSettings) -> partial | None:
@@ -150,18 +188,17 @@ def summarize_zoo(checkpoints: Checkpoints, folder: str) -> str:
 def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedModel:
     """Loads the target network, or builds it from a configuration with seeded initial weights.
 
-    Its outputs are the classes of the images, or one value if their labels are floating-point numbers.
+    The outputs of a new network are the classes of the images, or one value if their labels are floating-point
+    numbers. A trained one keeps its head and its classes, unless the images have another number; see `load_trained`.
     """
+    if settings.model_name_or_path is not None:
+        model = load_trained(settings.model_name_or_path, images, settings.new_head, settings.seed)
+        require_channels(model.config, images)
+        return model
     names = dict(enumerate(images.label_names))
     outputs: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
     if images.train.labels.is_floating_point():
         outputs |= {"num_labels": 1, "problem_type": "regression"}
-    if settings.model_name_or_path is not None:
-        model = AutoModelForImageClassification.from_pretrained(
-            settings.model_name_or_path, ignore_mismatched_sizes=True, **outputs
-        )
-        require_channels(model.config, images)
-        return model
     given = settings.model_config
     text = Path(given).read_text(encoding="utf-8") if given.endswith(".json") else given
     try:
@@ -176,7 +213,7 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
     config = AutoConfig.for_model(**values, **outputs)
     require_channels(config, images)
     if hasattr(config, "image_size"):
-        config.image_size = settings.image_size
+        config.image_size = images.preprocessing.image_size
     with seeded(settings.seed):
         return AutoModelForImageClassification.from_config(config)
 
@@ -202,13 +239,15 @@ def clearing_diverged(run: RunSettings) -> Iterator[None]:
 
 
 def task_on(model: PreTrainedModel, data: LabeledData) -> Task:
-    """Returns a network's task; `ValueError` if it classifies, but the labels of the data are values."""
+    """Returns a network's task; `ValueError` if it classifies, but the labels are values or of unknown classes."""
     task = task_of(model.config)
     if task is classification and data.train.labels.is_floating_point():
         raise ValueError(
             f"The labels are floating-point numbers, but {type(model).__name__} classifies; set num_labels=1 and "
             "problem_type='regression' in its configuration, or take labels that are classes."
         )
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    require_labels({name: split.labels for name, split in splits.items()}, len(data.label_names))
     return task
 
 

@@ -76,7 +76,11 @@ def collect(
 
     checkpoints = recorder.checkpoints(
         preprocessing=images.preprocessing.to_dict(),
-        collection={"settings": asdict(settings), "costs": costs, "hardware": describe_hardware()},
+        collection={
+            "settings": asdict(settings) | {"image_size": images.preprocessing.image_size},
+            "costs": costs,
+            "hardware": describe_hardware(),
+        },
     )
     started = time.perf_counter()
     measure_checkpoints(checkpoints, images)

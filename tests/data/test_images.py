@@ -13,13 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scripts import run
 from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from pdiff_hf import load_images
 from pdiff_hf.data.augmentation import augment
-from pdiff_hf.data.images import ImageDataError, ImageSplit, Preprocessing
+from pdiff_hf.data.images import ImageDataError, ImageSplit
+from pdiff_hf.data.inputs import BatchError, require_labels
+from pdiff_hf.data.preprocessing import Preprocessing
 
 
 def write_split(folder: Path, split: str, labels: Sequence, kind: object = None) -> None:
@@ -102,7 +105,18 @@ def test_image_folder_is_read(tmp_path):
         ("train", [1] * 10, None, r"All 8 train images .* have label \[1\]; at least two classes"),
         ("train", [0.5] * 10, datasets.Value("float32"), r"have label \[0\.5\]; .*two values"),
         ("train", [0.5, float("nan")] * 5, datasets.Value("float32"), "'label' does not hold labels: .* like"),
-        ("train", ["cat", "dog"] * 2, datasets.Value("string"), "'label' does not hold labels: .* like '"),
+        (
+            "train",
+            ["cat", "dog"] * 2,
+            datasets.Value("string"),
+            "like 'cat'; Dataset.class_encode_column numbers them",
+        ),
+        (
+            "train",
+            [0, None] * 4,
+            datasets.Value("int64"),
+            "In the train split of .* not hold labels: .*like None",
+        ),
         ("train", [0, -1] * 4, datasets.Value("int8"), "whole numbers from 0, .* like -1"),  # -1: unlabeled
         ("test", [0, 1], None, r"has the splits \['test'\], but a 'train' split is needed"),
         (None, [], None, "is a folder without readable data files"),
@@ -126,6 +140,74 @@ def test_missing_folders_and_columns_are_named(tmp_path):
         load_images(str(tmp_path))
 
 
+def test_columns_that_do_not_exist_are_refused_with_those_that_do(tmp_path):
+    for split in ("train", "test"):
+        write_split(tmp_path, split, [0, 1] * 4)
+    folder = str(tmp_path)
+
+    with pytest.raises(ImageDataError, match=r"no column 'img' in 'digits', .*\['image', 'label'\].*--image_column"):
+        load_images("digits", image_column="img")
+    with pytest.raises(ImageDataError, match=r"no column 'class' in 'digits', .*--label_column"):
+        load_images("digits", label_column="class")
+    with pytest.raises(ImageDataError, match=r"no column 'img' in the train split of .*\['label', 'picture'\]"):
+        load_images(folder, image_column="img")
+    with pytest.raises(ImageDataError, match=r"no column 'class' in the train split of .*\['label', 'picture'\]"):
+        load_images(folder, label_column="class")
+    with pytest.raises(ImageDataError, match=r"Row 0 of the test split .* column 'label' is neither an encoded image"):
+        load_images(folder, image_column="label")
+    with pytest.raises(ImageDataError, match=r"test split of .* 'picture' does not hold labels: .{,200}$"):
+        load_images(folder, label_column="picture")
+    assert len(load_images("digits", image_column="image", label_column="label").train) == 700
+    assert len(load_images(folder, image_column="picture", label_column="label").train) == 7
+
+
+@pytest.mark.parametrize("script", ["collect_trajectory", "collect_runs"])
+def test_scripts_refuse_wrong_columns_before_they_train(script, tmp_path):
+    for flag in ("--image_column", "--label_column"):
+        with pytest.raises(ImageDataError, match=f"There is no column 'wrong' in 'digits', .*{flag}"):
+            run(script, "--dataset_name", "digits", flag, "wrong", "--output_dir", tmp_path / "zoo")
+
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_class_that_the_train_split_lacks_is_refused(tmp_path, split):
+    kind = datasets.Value("int64")
+    for name in ("train", "validation", "test"):
+        write_split(tmp_path, name, [0, 1, 2] if name == split else [0, 1] * 4, kind=kind)
+
+    with pytest.raises(
+        ImageDataError, match=f"The {split} split has the label 2, but there are only 2 classes, 0 to 1"
+    ):
+        load_images(str(tmp_path))
+
+
+def test_named_class_may_be_missing_from_the_train_split(tmp_path):
+    kind = datasets.ClassLabel(names=["cat", "dog", "horse"])
+    write_split(tmp_path, "train", [0, 1] * 4, kind=kind)
+    write_split(tmp_path, "test", [0, 1, 2], kind=kind)
+
+    images = load_images(str(tmp_path))
+
+    assert images.label_names == ["cat", "dog", "horse"]
+
+
+def test_splits_with_classes_and_values_are_refused():
+    classes, values = torch.zeros(3, dtype=torch.int64), torch.zeros(3)
+
+    with pytest.raises(BatchError, match=r"labels of \['test'\] are floating-point numbers, but those of \['train'\]"):
+        require_labels({"train": classes, "test": values}, 1)
+
+
+def test_damaged_file_is_reported_with_its_cause_in_one_line(tmp_path):
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no table PAR1")
+
+    with pytest.raises(ImageDataError, match=r"could not load it \(.*[Pp]arquet.*\)\. Pass") as refused:
+        load_images(str(tmp_path))
+
+    assert "\n" not in str(refused.value)
+
+
 @pytest.fixture(params=[1, 3], ids=["gray", "color"])
 def preprocessing_and_images(request: pytest.FixtureRequest) -> tuple[Preprocessing, torch.Tensor, list[Image.Image]]:
     """A preprocessing, and images as a tensor and as transformers takes them."""
@@ -144,6 +226,15 @@ def test_preprocessing_is_what_transformers_computes_and_the_auto_class_loads(pr
     for theirs in (ViTImageProcessorPil(**preprocessing.to_dict()), AutoImageProcessor.from_pretrained(tmp_path)):
         expected = theirs(images, return_tensors="pt")["pixel_values"]
         assert torch.allclose(preprocessing(pixels), expected, atol=1e-5)
+
+
+def test_preprocessing_that_is_incomplete_is_refused():
+    preprocessing = Preprocessing(6, (0.2,), (0.5,))
+    stored = preprocessing.to_dict()
+
+    with pytest.raises(ValueError, match="normalizes images, but its configuration has no image_std"):
+        Preprocessing.from_dict({name: value for name, value in stored.items() if name != "image_std"})
+    assert Preprocessing.from_dict({**stored, "resample": None}) == preprocessing
 
 
 batches = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(2, 6), st.integers(2, 6))

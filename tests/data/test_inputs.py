@@ -154,3 +154,11 @@ def test_text_classifier_is_evaluated_through_the_same_code(bert, random_vectors
     assert evaluation.sets["generated"]["test"]["n"] == 6
     metrics = write_report(tmp_path / "report", evaluation, describe_fit(checkpoints), processor)
     assert "generated" in metrics["sets"]
+
+
+def test_class_that_the_train_split_lacks_is_refused():
+    rows = datasets.Dataset.from_dict({"x": [[1], [2]], "label": [0, 1]})
+    more = datasets.Dataset.from_dict({"x": [[1], [2]], "label": [0, 2]})
+
+    with pytest.raises(BatchError, match="The test split has the label 2, but there are only 2 classes"):
+        TensorData.from_dataset({"train": rows, "validation": rows, "test": more}, ["x"])

@@ -29,7 +29,7 @@ from pdiff_hf import (
     share,
 )
 from pdiff_hf._registration import COMPONENTS, component_classes
-from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.data.preprocessing import Preprocessing
 from pdiff_hf.pipelines.remote_code import export_remote_code, push_remote_code, self_contained
 
 from .processes import run_python

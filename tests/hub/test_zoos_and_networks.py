@@ -23,7 +23,7 @@ from pdiff_hf import (
     make_processor,
     share,
 )
-from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.data.preprocessing import Preprocessing
 from pdiff_hf.zoo import parquet
 
 from .processes import run_python

@@ -20,7 +20,7 @@ from pdiff_hf import (
     fit,
     make_processor,
 )
-from pdiff_hf.data.images import Preprocessing
+from pdiff_hf.data.preprocessing import Preprocessing
 from pdiff_hf.pipelines.sampling import sample_to_folder
 from pdiff_hf.targets.processing_parameters import NonFiniteParametersError
 
