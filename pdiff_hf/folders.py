@@ -40,7 +40,8 @@ def replace_folder(folder: str | os.PathLike, stale: str | None = None) -> Itera
 
     A new folder appears with one rename. Into an existing one, through a link or not, each entry is renamed from a
     complete copy; `finish_replacing` finishes what a killed process has begun. Entries that the new content does not
-    have stay, except those that match `stale`. Modes and groups are those of the umask and the parent folder.
+    have stay, except those that match `stale`. A link among them is never followed: a new entry of its name replaces
+    it, and where it leads nothing changes. Modes and groups are those of the umask and the parent folder.
     Raises what `require_writable_folder` raises.
     """
     require_writable_folder(folder)
@@ -49,7 +50,7 @@ def replace_folder(folder: str | os.PathLike, stale: str | None = None) -> Itera
     with _staging(target) as staging:
         yield staging
         mode = staging.stat().st_mode & 0o666
-        for file in (path for path in staging.rglob("*") if path.is_file()):
+        for file in (path for path in staging.rglob("*") if path.is_file() and not path.is_symlink()):
             file.chmod(mode)  # safetensors writes files that their owner alone can read
         if not target.exists():
             staging.rename(target)
