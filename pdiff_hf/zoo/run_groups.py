@@ -18,7 +18,7 @@ from ..folders import replace_file
 from ..loops import make_optimizer, require_identity, seeded, step_generator
 from ..settings import OptimizationSettings, RunSettings
 from ..targets.processing_parameters import ParameterProcessor
-from ..targets.task import task_of
+from ..targets.task import logits_of, task_of
 
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -84,7 +84,7 @@ def train_group(
         for name, tensor in processor.unflatten(start).items()
     }
     optimizer, lr_scheduler = make_optimizer(stacked.values(), optimization, fused=True)
-    logits_of, task = _stacked_forward(model, processor), task_of(model.config)
+    forward, task = _stacked_forward(model, processor), task_of(model.config)
     batches = batch_rows(seeds, len(labels), batch_size)
     flat_images = pixel_values.flatten(1)
     flat_batch = flat_images.new_empty(len(seeds) * batch_size, flat_images.shape[1])  # the largest tensor, made once
@@ -96,7 +96,7 @@ def train_group(
         if augmentation is not None:
             generators = [step_generator(seed, step, "augmentation") for seed in seeds]
             batch = torch.stack([augmentation(own, g) for own, g in zip(batch, generators, strict=True)])
-        logits = logits_of(stacked, batch)  # (n, batch_size, classes)
+        logits = forward(stacked, batch)  # (n, batch_size, classes)
         # The sum over runs of each run's mean loss: every run gets the gradient of its own.
         loss = task.loss(logits.float(), labels[rows].view(len(seeds), -1), reduction="sum") / batch_size
         optimizer.zero_grad()
@@ -113,17 +113,17 @@ def _stacked_forward(
 ) -> Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]:
     """Returns the function from stacked tensors and batches `(n, batch, …)` to logits `(n, batch, classes)`."""
 
-    def logits_of(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-        return functional_call(model, tensors, (batch,)).logits
+    def forward(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+        return logits_of(model, functional_call(model, tensors, (batch,)))
 
     def one_after_the_other(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
         runs = zip(*(tensor.unbind() for tensor in tensors.values()), batch, strict=True)
-        return torch.stack([logits_of(dict(zip(tensors, run[:-1], strict=True)), run[-1]) for run in runs])
+        return torch.stack([forward(dict(zip(tensors, run[:-1], strict=True)), run[-1]) for run in runs])
 
     # Stacked kernels would make grouped convolutions, which are slower than one network after the other.
     if any(len(shape) > 2 for shape in processor.shapes):
         return one_after_the_other
-    return torch.vmap(logits_of)
+    return torch.vmap(forward)
 
 
 @dataclass

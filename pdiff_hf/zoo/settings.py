@@ -31,7 +31,7 @@ from ..loops import fingerprint, seeded
 from ..settings import LARGEST_SEED, HubSettings, OptimizationSettings, RunSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
 from ..targets.processing_parameters import NonFiniteParametersError
-from ..targets.task import Task, classification, task_of
+from ..targets.task import Task, classification, require_logits, task_of
 from .checkpoints import Checkpoints
 
 
@@ -242,7 +242,8 @@ def clearing_diverged(run: RunSettings) -> Iterator[None]:
 
 
 def task_on(model: PreTrainedModel, data: LabeledData) -> Task:
-    """Returns a network's task; `ValueError` if it classifies, but the labels of the data are values."""
+    """Returns a network's task; `ValueError` if it has no logits, or classifies but the labels are values."""
+    require_logits(model)
     task = task_of(model.config)
     if task is classification and data.train.labels.is_floating_point():
         raise ValueError(

@@ -18,7 +18,7 @@ from ..loops import Stopwatch, log_loss, make_accelerator, make_optimizer, step_
 from ..settings import OptimizationSettings, RunSettings
 from ..targets.inference import network_predictions
 from ..targets.processing_parameters import ParameterProcessor
-from ..targets.task import task_of
+from ..targets.task import logits_of, task_of
 from .checkpoints import Checkpoints
 from .recorder import CheckpointRecorder, interleaved_splits
 from .settings import (
@@ -131,7 +131,7 @@ def train_network(
         if augmentation is not None:
             pixel_values = augmentation(pixel_values, generator)
         with accelerator.autocast():
-            logits = model(pixel_values.to(accelerator.device)).logits
+            logits = logits_of(model, model(pixel_values.to(accelerator.device)))
         loss = task.loss(logits.float(), batch.labels.to(accelerator.device))
         optimizer.zero_grad()
         accelerator.backward(loss)
