@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EEXIST, ENOTEMPTY
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -40,15 +40,17 @@ def replace_folder(folder: str | os.PathLike, stale: str | None = None) -> Itera
 
     A new folder appears with one rename. Into an existing one, through a link or not, each entry is renamed from a
     complete copy; `finish_replacing` finishes what a killed process has begun. Entries that the new content does not
-    have stay, except those that match `stale`. Modes and groups are those of the umask and the parent folder.
+    have stay, except those that match `stale`. A link among them is never followed: a new entry of its name replaces
+    it, and where it leads nothing changes. Modes and groups are those of the umask and the parent folder.
     Raises what `require_writable_folder` raises.
     """
     require_writable_folder(folder)
     target = Path(os.path.realpath(folder))
+    finish_replacing(target)  # the block may read what is there
     with _staging(target) as staging:
         yield staging
         mode = staging.stat().st_mode & 0o666
-        for file in (path for path in staging.rglob("*") if path.is_file()):
+        for file in (path for path in staging.rglob("*") if path.is_file() and not path.is_symlink()):
             file.chmod(mode)  # safetensors writes files that their owner alone can read
         if not target.exists():
             staging.rename(target)
@@ -96,16 +98,23 @@ def _move_entries(folder: Path) -> None:
             (folder / READY).rmdir()
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file under a temporary name, then renames it."""
+@contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path, whose file takes the place of `path` when the block ends without an error."""
     path = Path(path)
     with _staging(path) as staging:
-        (staging / path.name).write_text(text, encoding="utf-8")
+        yield staging / path.name
         (staging / path.name).replace(path)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file atomically."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | os.PathLike, content: dict) -> None:
-    """Writes a JSON file under a temporary name, then renames it; NaN and infinity are refused."""
+    """Writes a JSON file atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -116,7 +125,6 @@ def _staging(path: Path) -> Iterator[Path]:
     Those that killed processes have left there are removed.
     """
     parent = path if path.is_dir() else path.parent
-    staging = parent / f"{STAGED}{secrets.token_hex(4)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for left in parent.glob(f"{STAGED}*"):
@@ -124,17 +132,29 @@ def _staging(path: Path) -> Iterator[Path]:
                 with suppress(FileNotFoundError), _lock(left, wait=False) as locked:
                     if locked:
                         shutil.rmtree(left, ignore_errors=True)
-        staging.mkdir()
+        staging, lock = _locked_folder(parent)
     except OSError as error:
         raise UnwritableFolderError(
             f"Cannot write {str(path)!r}: the folder {str(parent)!r} cannot be written to ({error.strerror}); choose "
             "another output folder, or fix its permissions."
         ) from error
-    try:
-        with _lock(staging):
+    with lock:
+        try:
             yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, ExitStack]:
+    """Makes a hidden folder and locks it; another one if a process that cleans up has removed it before."""
+    while True:
+        staging, lock = parent / f"{STAGED}{secrets.token_hex(4)}", ExitStack()
+        staging.mkdir()
+        with suppress(FileNotFoundError):
+            lock.enter_context(_lock(staging))
+            if staging.exists():
+                return staging, lock
+        lock.close()
 
 
 @contextmanager
@@ -152,6 +172,13 @@ def _lock(folder: Path, wait: bool = True) -> Iterator[bool]:
         yield locked
     finally:
         os.close(descriptor)
+
+
+def remove_folder(folder: str | os.PathLike) -> None:
+    """Removes a folder atomically: it is renamed first, so that a killed process leaves no part of it."""
+    folder = Path(folder)
+    with suppress(FileNotFoundError), _staging(folder.parent) as removed:
+        folder.rename(removed / folder.name)
 
 
 def shipped_folder(name: str) -> Path:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
-from .folders import write_json
+from .folders import remove_folder, write_json
 from .settings import OptimizationSettings, RunSettings
 
 # Independent streams of the randomness of a seed and a step, by what is drawn; those of one training differ. Another
@@ -25,6 +25,10 @@ from .settings import OptimizationSettings, RunSettings
 STREAMS = {"batches": 0, "noise": 1, "trajectory": 1, "order": 0, "augmentation": 1, "runs": 2, "references": 3}
 
 IDENTITY = "identity.json"  # of a saved state: the settings and data that it belongs to
+
+
+class IdentityError(ValueError):
+    """A saved state belongs to a training with other settings or data."""
 
 
 def make_accelerator(run: RunSettings | None, settings: OptimizationSettings) -> Accelerator:
@@ -49,6 +53,14 @@ def step_generator(seed: int, step: int, stream: str = "batches", process: int =
     """
     entropy = np.random.SeedSequence([seed, step, STREAMS[stream] + process]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy))
+
+
+def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
+    """Returns 16 hexadecimal digits that differ if any bit of the tensors does."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Stopwatch:
@@ -127,7 +139,8 @@ def training_steps(
 
     Raises:
         FileExistsError: If there is a state of an unfinished training, but resuming was not asked for.
-        ValueError: If the state to resume from is damaged, of another `identity`, or beyond `max_train_steps`.
+        IdentityError: If the state to resume from is of another `identity`.
+        ValueError: If it is damaged, or beyond `max_train_steps`.
     """
     identity = {k: v for k, v in (identity or {}).items() if k != "max_train_steps"}
     first = 0 if run is None else _resume(accelerator, run, max_train_steps, identity)
@@ -158,24 +171,30 @@ def _resume(accelerator: Accelerator, run: RunSettings, max_train_steps: int, id
     if step > max_train_steps:
         raise ValueError(f"{str(folder)!r} has made more steps than the {max_train_steps} that were asked for.")
     try:
-        stored, given = folder / IDENTITY, json.loads(json.dumps(identity))
-        before = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
-        changed = {name: value for name, value in before.items() if given.get(name) != value}
-        if not changed:
-            accelerator.load_state(str(folder))
+        stored = folder / IDENTITY
+        require_identity(folder, json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}, identity)
+        accelerator.load_state(str(folder))
+    except IdentityError:
+        raise
     except Exception as error:  # of whichever library reads the damaged file
         older = [path for path in _saved_states(run.folder) if _step_of(path) < step]
         instead = (
             f"pass --resume_from_checkpoint {older[-1]}" if older else f"remove {str(run.folder)!r} to start afresh"
         )
         raise ValueError(f"The saved state {str(folder)!r} is damaged ({type(error).__name__}); {instead}.") from error
+    return step
+
+
+def require_identity(state: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises `IdentityError` if a saved state was stored with another identity; both have JSON types."""
+    given = json.loads(json.dumps(given))
+    changed = {name: value for name, value in stored.items() if given.get(name) != value}
     if changed:
         now = {name: given.get(name) for name in changed}
-        raise ValueError(
-            f"{str(folder)!r} belongs to a training with {changed}, but {now} was asked for; resume with the same, or "
-            f"remove {str(run.folder)!r} to start afresh."
+        raise IdentityError(
+            f"{str(state)!r} belongs to a training with {changed}, but {now} was asked for; resume with the same, or "
+            f"remove {str(state.parent)!r} to start afresh."
         )
-    return step
 
 
 def _save(accelerator: Accelerator, run: RunSettings, step: int, identity: dict[str, Any]) -> None:
@@ -188,10 +207,11 @@ def _save(accelerator: Accelerator, run: RunSettings, step: int, identity: dict[
     if not accelerator.is_main_process:
         return
     write_json(unfinished / IDENTITY, identity)
-    shutil.rmtree(finished, ignore_errors=True)
+    remove_folder(finished)
     unfinished.rename(finished)
-    for old in _saved_states(run.folder)[: -max(1, run.checkpoints_total_limit)]:
-        shutil.rmtree(old)
+    killed = [path for path in run.folder.glob("unfinished-*") if int(path.name.removeprefix("unfinished-")) <= step]
+    for old in (*killed, *_saved_states(run.folder)[: -max(1, run.checkpoints_total_limit)]):
+        remove_folder(old)
 
 
 def _saved_states(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from transformers.hf_argparser import HfArg
 
+from .folders import remove_folder
 from .hub.sharing import prepare_repository, share
 
 LARGEST_SEED = 2**63 - 1
@@ -132,7 +132,8 @@ class RunSettings:
 
     def clear(self) -> None:
         """Removes the saved states, those of all stages too, once the result is safe; logs stay."""
-        for folder in self.folder.rglob("checkpoint-*"):
-            shutil.rmtree(folder, ignore_errors=True)  # another process may be clearing the same folder
+        for folder in (*self.folder.rglob("checkpoint-*"), *self.folder.rglob("unfinished-*")):
+            if not folder.parent.name.startswith("."):  # there another process is clearing the same states
+                remove_folder(folder)
         for group in self.folder.rglob("group-*.safetensors"):
             group.unlink(missing_ok=True)

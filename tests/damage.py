@@ -39,8 +39,8 @@ OWN_ERRORS = (
 )
 # What may be opened beside the files of the folder: the libraries'.
 PLACES = (sys.prefix, sys.base_prefix, os.path.realpath(sys.prefix), "/proc", "/sys", "/dev/null", "/usr/lib")
-DEADLINE = 20  # seconds per load; then SIGALRM ends the process
-MEMORY = 2**30  # bytes by which one load may increase the peak memory
+DEADLINE = 10  # seconds per load; then SIGALRM ends the process
+MEMORY = 2**30  # bytes that the loads may take beyond what was in memory before them
 FORBIDDEN = ("socket.connect", "os.system", "os.exec", "os.posix_spawn", "os.startfile", "subprocess.Popen")
 
 HUGE = (9_999, 9_999, 10**12, 2**31, 2**63, 2**64, 10**400, -(10**12), 1e300, -1e300)
@@ -214,6 +214,7 @@ def _load_all(folders: list[Path], seeds: Iterable[int], work: Path, log: Path) 
             forbidden.append(f"{event} {args[0]}")
 
     sys.addaudithook(watch)
+    before = peak()
     with log.open("w", buffering=1) as lines:
         for seed in seeds:
             folder = folders[seed % len(folders)]
@@ -221,7 +222,6 @@ def _load_all(folders: list[Path], seeds: Iterable[int], work: Path, log: Path) 
             lines.write(json.dumps([seed, "started", f"{folder.name}/{name}: {said}"]) + "\n")
             copy = Path(shutil.copytree(folder, work / "copy"))
             (copy / name).write_bytes(content)
-            before = peak()
             forbidden.clear()
             signal.alarm(DEADLINE)
             outcome = load(copy)

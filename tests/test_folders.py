@@ -17,6 +17,7 @@ from pdiff_hf.folders import (
     READY,
     UnwritableFolderError,
     finish_replacing,
+    remove_folder,
     replace_folder,
     require_writable_folder,
     write_json,
@@ -176,6 +177,56 @@ def test_killed_writers_leave_old_or_new_content_and_the_next_one_cleans_up(tmp_
 
     write(folder, a="last")
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_killed_exchange_is_finished_before_the_next_save_reads_the_folder(
+    tmp_path: Path, tiny_pipeline: PDiffPipeline
+):
+    tiny_pipeline.save_pretrained(tmp_path / "out")
+    with replace_folder(tmp_path / "out" / READY) as ready:
+        write_text(ready / "README.md", "Written by hand.")
+
+    tiny_pipeline.save_pretrained(tmp_path / "out")
+
+    assert (tmp_path / "out" / "README.md").read_text() == "Written by hand."
+
+
+def test_links_in_a_folder_are_not_followed(tmp_path: Path, tiny_pipeline: PDiffPipeline):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    tiny_pipeline.save_pretrained(out)
+    (out / "denoiser").rename(elsewhere)
+    write(elsewhere, **{"README.md": "secret", "LICENSE": "secret", "model.fp16.safetensors": "secret"})
+    before = {path: (path.read_bytes(), path.stat().st_mode) for path in elsewhere.rglob("*") if path.is_file()}
+    (out / "README.md").unlink()
+    for link, target in (("README.md", "README.md"), ("LICENSE", "LICENSE"), ("denoiser", ""), ("logo.png", "gone")):
+        (out / link).symlink_to(elsewhere / target)
+
+    tiny_pipeline.save_pretrained(out)
+
+    assert {path: (path.read_bytes(), path.stat().st_mode) for path in before} == before
+    assert {path.name for path in out.iterdir() if path.is_symlink()} == {"LICENSE", "logo.png"}
+    assert not [
+        path for path in out.rglob("*") if path.is_file() and path.name != "LICENSE" and b"secret" in path.read_bytes()
+    ]
+    assert not list((out / "denoiser").glob("*.fp16.*"))
+
+
+def test_link_in_new_content_leaves_what_it_leads_to_as_it_is(tmp_path: Path):
+    (tmp_path / "private").touch(mode=0o600)
+
+    with replace_folder(tmp_path / "out") as folder:
+        (folder / "link").symlink_to(tmp_path / "private")
+
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+
+
+def test_folder_is_removed_atomically(tmp_path: Path):
+    write(tmp_path / "state", a="text")
+
+    remove_folder(tmp_path / "state")
+    remove_folder(tmp_path / "missing")
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_live_writers_are_not_disturbed_by_others(tmp_path):

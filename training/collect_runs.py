@@ -7,25 +7,22 @@ accelerate launch training/collect_runs.py --dataset_name digits --image_size 8 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
-from accelerate import Accelerator, InitProcessGroupKwargs
-from transformers import HfArgumentParser
-
-from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.settings import HubSettings, RunSettings, run_script
+from pdiff_hf.settings import run_script
 from pdiff_hf.zoo.runs import collect_runs
-from pdiff_hf.zoo.settings import MultiRunSettings, clearing_diverged, load_images_of, load_target, summarize_zoo
+from pdiff_hf.zoo.settings import (
+    MultiRunSettings,
+    clearing_diverged,
+    load_images_of,
+    load_target,
+    start_collection,
+    summarize_zoo,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and collects; every process trains a share of the runs, the main one writes the result."""
-    parser = HfArgumentParser((RunSettings, HubSettings, MultiRunSettings), description=__doc__)
-    run, hub, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    require_writable_folder(run.output_dir)
-    accelerator = Accelerator(
-        mixed_precision=run.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))]
-    )
+    run, hub, settings, accelerator = start_collection(MultiRunSettings, __doc__, argv)
     if accelerator.is_main_process:
         hub.prepare_push(run.output_dir, "dataset")
     images = load_images_of(settings)

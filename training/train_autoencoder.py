@@ -13,9 +13,8 @@ from accelerate import Accelerator
 
 from pdiff_hf.fitting.autoencoder import explained_variance, fit_autoencoder
 from pdiff_hf.fitting.settings import AutoencoderSettings, parse_with_recipe
-from pdiff_hf.fitting.steps import fingerprint
 from pdiff_hf.folders import replace_folder, require_writable_folder, write_json
-from pdiff_hf.loops import Stopwatch
+from pdiff_hf.loops import Stopwatch, fingerprint
 from pdiff_hf.settings import RunSettings, run_script, setting
 from pdiff_hf.zoo.checkpoints import load_checkpoints
 

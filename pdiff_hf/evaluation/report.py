@@ -12,7 +12,7 @@ from ..folders import replace_folder, write_json, write_text
 from ..hub.cards import PICTURES
 from ..pipelines.card import metrics_table, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
-from ..pipelines.saving import write_metrics
+from ..pipelines.saving import keep_files, write_metrics
 from ..targets.processing_parameters import ParameterProcessor
 from .evaluator import Evaluation
 from .plots import draw_figures
@@ -55,12 +55,13 @@ def write_report(
 def add_report(
     folder: str | os.PathLike, pipe: PDiffPipeline, report: str | os.PathLike, metrics: dict[str, Any]
 ) -> None:
-    """Puts what `write_report` wrote and returned into the pipeline's folder: figures, `metrics.json` and card."""
+    """Puts what `write_report` wrote into the pipeline's folder, atomically: figures, `metrics.json` and card."""
+    pipe.metrics = metrics
     with replace_folder(folder) as temporary:
         for picture in PICTURES:
             shutil.copy(Path(report) / picture, temporary / picture)
-    pipe.metrics = metrics
-    write_metrics(Path(folder), pipe)
+        keep_files(Path(folder), temporary)
+        write_metrics(temporary, pipe)
 
 
 def baselines_table(metrics: dict[str, Any]) -> str:

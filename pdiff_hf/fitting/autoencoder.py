@@ -17,7 +17,7 @@ from ..folders import finish_replacing
 from ..settings import RunSettings
 from ..zoo.checkpoints import Checkpoints
 from .settings import AutoencoderSettings
-from .steps import check_finite, fingerprint, optimizer_step, share_of_process
+from .steps import check_finite, optimizer_step, share_of_process
 
 
 def fit_autoencoder(
@@ -52,7 +52,7 @@ def fit_autoencoder(
     optimizer, lr_scheduler = loops.make_optimizer(autoencoder.parameters(), settings)
     model, optimizer = accelerator.prepare(autoencoder.train(), optimizer)
     accelerator.register_for_checkpointing(lr_scheduler, stopwatch or loops.Stopwatch())
-    data = {"zoo": fingerprint([parameters]), "mixed_precision": accelerator.mixed_precision} if run else {}
+    data = {"zoo": loops.fingerprint([parameters]), "mixed_precision": accelerator.mixed_precision} if run else {}
     identity, description = asdict(settings) | data, "training the autoencoder"
     for step in loops.training_steps(accelerator, settings.max_train_steps, run, description, identity):
         # 1. Draw a batch with replacement, the same in every process, and take this process's share.

@@ -11,7 +11,7 @@ import transformers
 from diffusers import ModelMixin
 
 from ..hub.cards import describe_hardware, published_name
-from ..loops import Stopwatch
+from ..loops import Stopwatch, fingerprint
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import RunSettings
 from ..targets.building import build_network
@@ -19,7 +19,6 @@ from ..zoo.checkpoints import Checkpoints
 from .autoencoder import fit_autoencoder
 from .denoiser import fit_denoiser
 from .settings import DenoiserSettings, Recipe, load_recipe
-from .steps import fingerprint
 
 
 def fit(checkpoints: Checkpoints, recipe: str | Recipe = "fast") -> PDiffPipeline:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -38,14 +35,6 @@ def optimizer_step(
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()
     lr_scheduler.step()
-
-
-def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """Returns 16 hexadecimal digits that differ if any bit of the tensors does."""
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def check_finite(model: nn.Module, run: RunSettings | None) -> None:

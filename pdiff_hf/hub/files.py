@@ -10,12 +10,12 @@ from typing import Any
 
 from diffusers.utils import logging
 from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, DryRunError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from .client import CorruptFileError, HubNotFoundError, HubUnreachableError, persistently
-from .safety import CHECKSUM, matches, require_inside
+from .safety import CHECKSUM, LARGEST_JSON, BrokenFileError, matches, require_inside
 
 logger = logging.get_logger(__name__)
 
@@ -60,12 +60,26 @@ class RepositoryFiles:
         Raises:
             HubError: One of its subclasses; `CorruptFileError` if a file is still damaged after fetching it again.
             UnsafeFileError: If a name leads out of the repository.
+            BrokenFileError: If the Hub lists a JSON file of more than `LARGEST_JSON` bytes; nothing is fetched then.
         """
 
         def fetch(cached_only: bool = self.local_files_only) -> str:
-            names: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": OUTSIDE}  # refused below
-            how: dict[str, Any] = {"local_files_only": cached_only, "force_download": self.force_download}
-            return snapshot_download(self.repo_id, revision=self.revision, **names, **how, **self._how)
+            how = {**self._how, "local_files_only": cached_only, "force_download": self.force_download}
+            how |= {"allow_patterns": list(patterns), "ignore_patterns": OUTSIDE}  # refused below
+            if cached_only:
+                return snapshot_download(self.repo_id, revision=self.revision, **how)
+            try:
+                listed = snapshot_download(self.repo_id, revision=self.revision, dry_run=True, **how)
+            except DryRunError:  # the Hub is not to be reached
+                listed = []
+            for file in listed:
+                if file.filename.endswith(".json") and file.file_size > LARGEST_JSON:
+                    raise BrokenFileError(
+                        f"{file.filename!r} of the {self} has {file.file_size} bytes, but no such file needs more "
+                        f"than {LARGEST_JSON}; it was not fetched."
+                    )
+            revision = listed[0].commit_hash if listed else self.revision
+            return snapshot_download(self.repo_id, revision=revision, **how)
 
         try:
             folder = Path(persistently(fetch, str(self)))

@@ -93,8 +93,8 @@ def component_files(
     for role in (role for role in COMPONENTS if role in index and role not in given):
         own = [name for name in names if name.startswith(f"{role}/") and name.count("/") == 1]
         weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
-        varied = [name for name in weights if variant is not None and f".{variant}" in name]
-        plain = [name for name in weights if name.partition(".")[2] in ("safetensors", "safetensors.index.json")]
+        varied = [name for name in weights if variant is not None and is_of_variant(name, variant)]
+        plain = [name for name in weights if is_of_variant(name, None)]
         if not weights and any(name.endswith(PICKLES) for name in own):
             raise UnsafeFileError(
                 f"The component {role!r} has its weights only as a pickle ({own}), which is never read; ask its "
@@ -102,6 +102,13 @@ def component_files(
             )
         wanted[role] = [name for name in own if name.endswith(".json") and name not in weights] + (varied or plain)
     return wanted
+
+
+def is_of_variant(name: str, variant: str | None) -> bool:
+    """Tells by the name of a safetensors file, or of the index of several, whether it is of a variant, or of none."""
+    if variant:
+        return f".{variant}" in name
+    return name.partition(".")[2] in ("safetensors", "safetensors.index.json")
 
 
 def read_index(folder: Path) -> dict[str, Any]:

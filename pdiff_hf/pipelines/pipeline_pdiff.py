@@ -25,7 +25,7 @@ from ..hub.sharing import share
 from .checks import as_count, as_temperature, check_arguments, check_generator, check_scheduler, returned_latents
 from .loading import Source, load_arguments, locate
 from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, describe_source, number_draws
-from .saving import keep_variants, read_attachments, write_attachments
+from .saving import keep_files, read_attachments, write_attachments
 
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
 
@@ -273,10 +273,8 @@ class PDiffPipeline(DiffusionPipeline):
         attached = read_attachments(self._source, pushing.get("token"), push_to_hub)
         with replace_folder(folder) as temporary:
             super().save_pretrained(temporary, *args, **kwargs)
-            for name, content in read_attachments(Source(folder), None, push=False).items():
-                (temporary / name).write_bytes(content)
+            keep_files(folder, temporary, kwargs.get("variant"))
             write_attachments(temporary, self, attached)
-            keep_variants(folder, temporary, kwargs.get("variant"))
         return share(folder, repo_id, **pushing) if push_to_hub else None
 
     def push_to_hub(

@@ -13,9 +13,9 @@ from diffusers.utils import logging
 from ..folders import write_json
 from ..hub.cards import has_own_card
 from ..hub.client import HubError, HubNotFoundError
-from ..hub.safety import own_files
+from ..hub.safety import matches, own_files
 from .card import write_pipeline_card
-from .loading import Source
+from .loading import Source, is_of_variant
 
 logger = logging.get_logger(__name__)
 
@@ -69,13 +69,17 @@ def write_attachments(folder: Path, pipe: Any, attached: dict[str, bytes]) -> No
         write_metrics(folder, pipe)
 
 
-def keep_variants(old: Path, new: Path, variant: str | None) -> None:
-    """Copies weights of other variants than the saved one from an old folder, as diffusers leaves them there."""
-    for path in sorted(old.glob("*/*.safetensors*")):
-        ending = path.name.partition(".")[2]
-        is_saved = f".{variant}" in path.name if variant else ending in ("safetensors", "safetensors.index.json")
+def keep_files(old: Path, new: Path, variant: str | None = None) -> None:
+    """Copies what a save into an old folder leaves there: attachments, and weights of other variants than its own.
+
+    Links are not followed.
+    """
+    kept = [path for path in old.glob("*") if matches(path.name, ATTACHMENTS)]
+    kept += [path for path in old.glob("*/*.safetensors*") if not is_of_variant(path.name, variant)]
+    for path in kept:
         place = new / path.relative_to(old)
-        if not is_saved and not path.is_symlink() and place.parent.is_dir() and not place.exists():
+        is_own = path.is_file() and not path.is_symlink() and (path.parent == old or not path.parent.is_symlink())
+        if is_own and place.parent.is_dir() and not place.exists():
             shutil.copyfile(path, place)
 
 

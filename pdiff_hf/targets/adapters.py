@@ -17,6 +17,7 @@ from transformers.utils import is_peft_available
 from ..hub.safety import UnsafeFileError
 from .loading import find_model_class
 from .processing_parameters import LayoutError
+from .task import require_logits
 
 # An adapter may be of those PEFT types that need nothing but tensors,
 TYPES = "LORA ADALORA IA3 LOHA LOKR OFT HRA VERA LN_TUNING PROMPT_TUNING PREFIX_TUNING P_TUNING"
@@ -144,11 +145,14 @@ class AdaptedModel(PreTrainedModel):
 def as_target(model: nn.Module) -> PreTrainedModel:
     """Returns a network that a pipeline can hold: a PEFT model wrapped, any other network unchanged.
 
-    What `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of a network is looked
-    through. Raises `LayoutError` if it is no transformers network, or cannot be saved with its adapter.
+    What `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of it is looked through.
+
+    Raises:
+        LayoutError: If it is no transformers network, cannot be saved with its adapter, or a module inside of it was
+            compiled or wrapped.
+        ValueError: If its output has no logits.
     """
-    while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
-        model = cast(nn.Module, model.module if isinstance(model, WRAPPERS) else model._orig_mod)
+    model = unwrap(model)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise LayoutError(
             f"The adapter of this {type(model).__name__} was added by its own add_adapter, after which transformers "
@@ -160,7 +164,29 @@ def as_target(model: nn.Module) -> PreTrainedModel:
             f"A target is a transformers network, but this is a plain {type(base).__name__}; record "
             "pdiff_hf.ModuleTarget.wrap(module, arguments), with the arguments of its constructor."
         )
+    require_logits(base)
     return base if base is model else AdaptedModel.wrap(model)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns what a compiled or wrapped network was made of.
+
+    Raises `LayoutError` if a module inside of it is compiled or wrapped, so that its tensors have other names.
+    """
+    while _is_wrapped(model):
+        model = cast(nn.Module, model.module if isinstance(model, WRAPPERS) else model._orig_mod)
+    inner = next((name for name, module in model.named_modules() if _is_wrapped(module)), None)
+    if inner is not None:
+        raise LayoutError(
+            f"{inner!r} in this {type(model).__name__} is a {type(model.get_submodule(inner)).__name__}, which "
+            f"renames its tensors; compile the module in place (model.{inner}.compile()), or compile or wrap the "
+            "whole network."
+        )
+    return model
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    return isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod")
 
 
 def adapter_settings(stored: dict[str, Any]) -> dict[str, Any]:

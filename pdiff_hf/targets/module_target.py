@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .adapters import unwrap
 from .loading import UnknownTargetError, subclasses
 from .processing_parameters import LayoutError
 from .task import logits_of, task_of
@@ -60,7 +61,7 @@ class ModuleTarget(PreTrainedModel):
 
     @classmethod
     def wrap(cls, module: nn.Module, arguments: dict[str, Any] | None = None, **config: Any) -> ModuleTarget:
-        """Wraps a module; tensors are shared, not copied.
+        """Wraps a module, compiled or in `DataParallel` or not; tensors are shared, not copied.
 
         Args:
             module: The module.
@@ -68,8 +69,10 @@ class ModuleTarget(PreTrainedModel):
             config: Fields of the configuration, such as `num_labels`, `id2label` or `problem_type`.
 
         Raises:
-            LayoutError: If its class and these arguments do not build the same tensors.
+            LayoutError: If its class and these arguments do not build the same tensors, or a module inside of it was
+                compiled or wrapped.
         """
+        module = unwrap(module)
         given = {
             name: f"{CLASS}{_path(value)}" if isinstance(value, type) else value
             for name, value in (arguments or {}).items()

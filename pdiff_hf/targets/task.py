@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from types import UnionType
+from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
+from transformers.utils import ModelOutput
 
 OFF = 0.5  # standard deviations of the labels by which a regression is wrong
 
@@ -125,11 +127,27 @@ def logits_of(model: nn.Module, output: Any) -> torch.Tensor:
     """Returns the logits of a network's output; ValueError if it has none, as of a network without a head."""
     logits = getattr(output, "logits", None)
     if logits is None:
-        raise ValueError(
-            f"{type(model).__name__} returns a {type(output).__name__} without logits, but networks are "
-            "measured by them; choose a network with a head, such as a …ForSequenceClassification."
-        )
+        raise _no_logits(model, type(output))
     return logits
+
+
+def require_logits(model: nn.Module) -> None:
+    """Raises a ValueError if the annotations of a network's `forward` name outputs, none of which has logits."""
+    try:
+        returned = get_type_hints(type(model).forward).get("return")
+    except (NameError, TypeError):  # annotations that cannot be resolved say nothing
+        return
+    named = get_args(returned) if get_origin(returned) in (Union, UnionType) else (returned,)
+    outputs = [cls for cls in named if isinstance(cls, type) and issubclass(cls, ModelOutput | torch.Tensor)]
+    if outputs and not any("logits" in getattr(cls, "__dataclass_fields__", ()) for cls in outputs):
+        raise _no_logits(model, outputs[0])
+
+
+def _no_logits(model: nn.Module, output: type) -> ValueError:
+    return ValueError(
+        f"{type(model).__name__} returns a {output.__name__} without logits, but networks are measured by them; "
+        "choose a network with a head, such as a …ForSequenceClassification."
+    )
 
 
 def task_of(config: PreTrainedConfig) -> Task:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..targets.processing_parameters import ParameterProcessor
+from .parquet_pages import PageError, unpacked_size
 
 SHARD_BYTES = 500 * 2**20
 ROW_GROUP_BYTES = 64 * 2**20
@@ -146,27 +147,29 @@ def _read_shard(shard: Path, required: pa.Schema, row_bytes: int) -> pa.Table:
                         f"{types.get(column.name, 'none')}, but {column.type} is needed for the layout and format; it "
                         "is of another layout, or damaged."
                     )
-            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-            held = sum(g.column(c).total_uncompressed_size for g in groups for c in range(metadata.num_columns))
+            held, values = unpacked_size(shard, metadata)
             if metadata.num_rows * row_bytes > held:
                 raise CheckpointsError(
                     f"{shard.name} claims {metadata.num_rows} rows of {row_bytes} bytes, but holds {held} "
                     "bytes; it is damaged."
                 )
-            _require_bounded(file, shard, held)
+            _require_bounded(file, shard, held, values)
             table = file.read()
             table.validate(full=True)
             return table.replace_schema_metadata().rename_columns(names)
-    except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, PageError, OSError, RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointsError(f"{str(shard)!r} is not a valid parquet file: {error}") from error
 
 
-def _require_bounded(file: pq.ParquetFile, shard: Path, held: int) -> None:
-    """Raises `CheckpointsError` if a file would take far more memory than it has bytes."""
+def _require_bounded(file: pq.ParquetFile, shard: Path, held: int, values: int) -> None:
+    """Raises `CheckpointsError` if a file would take far more memory than it has bytes.
+
+    Its pages are unpacked to `held` bytes and that many values, each of 4 bytes or more; repeated ones take none.
+    """
     size, found = shard.stat().st_size, file.schema_arrow.names
     limit, others = LEAST_LIMIT + LARGEST_RATIO * size, [name for name in found if name != "parameters"]
-    unpacked = held
-    if held <= limit:  # each row may repeat one large value of a dictionary
+    unpacked = max(held, 4 * values)
+    if unpacked <= limit:  # each row may repeat one large value of a dictionary
         unpacked = 0
         for batch in file.iter_batches(max(1, limit // max(held, 1)), columns=others):
             unpacked += batch.nbytes

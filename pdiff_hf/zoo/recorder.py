@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..targets.adapters import as_target
 from ..targets.subsets import make_processor
@@ -42,6 +43,7 @@ class CheckpointRecorder:
         self, model: nn.Module, subset: str | Sequence[str], allow_moving_trunk: bool | Sequence[str] = False
     ) -> None:
         self.model = as_target(model)
+        self.is_distributed = any(isinstance(module, DistributedDataParallel) for module in model.modules())
         self.processor = make_processor(self.model, subset)
         self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         patterns = {True: ["*"], False: []}
@@ -49,9 +51,18 @@ class CheckpointRecorder:
         self.trunk: dict[str, int] | None = None  # checksums of its tensors at the first record
 
     def freeze_trunk(self) -> list[nn.Parameter]:
-        """Lets the subset alone be trained from now on, and returns the parameters that it has frozen."""
+        """Lets the subset alone be trained from now on, and returns the parameters that it has frozen.
+
+        Raises:
+            CheckpointsError: If `DistributedDataParallel` already awaits gradients of what is to be frozen.
+        """
         generated = set(self.processor.names)
         frozen = [p for name, p in self.model.named_parameters() if name not in generated and p.requires_grad]
+        if frozen and self.is_distributed:
+            raise CheckpointsError(
+                "The trunk must be frozen before DistributedDataParallel wraps the network, which would wait for its "
+                "gradients: call CheckpointRecorder(model, subset).freeze_trunk() on the plain network first."
+            )
         for parameter in frozen:
             parameter.requires_grad_(False)
         return frozen

@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from ..loops import RunSettings, make_optimizer, seeded, step_generator
-from ..settings import OptimizationSettings
+from ..folders import replace_file
+from ..loops import make_optimizer, require_identity, seeded, step_generator
+from ..settings import OptimizationSettings, RunSettings
 from ..targets.processing_parameters import ParameterProcessor
-from ..targets.task import task_of
+from ..targets.task import logits_of, task_of
 
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -82,7 +84,7 @@ def train_group(
         for name, tensor in processor.unflatten(start).items()
     }
     optimizer, lr_scheduler = make_optimizer(stacked.values(), optimization, fused=True)
-    logits_of, task = _stacked_forward(model, processor), task_of(model.config)
+    forward, task = _stacked_forward(model, processor), task_of(model.config)
     batches = batch_rows(seeds, len(labels), batch_size)
     flat_images = pixel_values.flatten(1)
     flat_batch = flat_images.new_empty(len(seeds) * batch_size, flat_images.shape[1])  # the largest tensor, made once
@@ -94,7 +96,7 @@ def train_group(
         if augmentation is not None:
             generators = [step_generator(seed, step, "augmentation") for seed in seeds]
             batch = torch.stack([augmentation(own, g) for own, g in zip(batch, generators, strict=True)])
-        logits = logits_of(stacked, batch)  # (n, batch_size, classes)
+        logits = forward(stacked, batch)  # (n, batch_size, classes)
         # The sum over runs of each run's mean loss: every run gets the gradient of its own.
         loss = task.loss(logits.float(), labels[rows].view(len(seeds), -1), reduction="sum") / batch_size
         optimizer.zero_grad()
@@ -111,17 +113,17 @@ def _stacked_forward(
 ) -> Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]:
     """Returns the function from stacked tensors and batches `(n, batch, …)` to logits `(n, batch, classes)`."""
 
-    def logits_of(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-        return functional_call(model, tensors, (batch,)).logits
+    def forward(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+        return logits_of(model, functional_call(model, tensors, (batch,)))
 
     def one_after_the_other(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
         runs = zip(*(tensor.unbind() for tensor in tensors.values()), batch, strict=True)
-        return torch.stack([logits_of(dict(zip(tensors, run[:-1], strict=True)), run[-1]) for run in runs])
+        return torch.stack([forward(dict(zip(tensors, run[:-1], strict=True)), run[-1]) for run in runs])
 
     # Stacked kernels would make grouped convolutions, which are slower than one network after the other.
     if any(len(shape) > 2 for shape in processor.shapes):
         return one_after_the_other
-    return torch.vmap(logits_of)
+    return torch.vmap(forward)
 
 
 @dataclass
@@ -136,9 +138,15 @@ class RunGroup:
 
 
 class SavedGroups:
-    """Finished groups of the collection `identity` in the folder of `state`, which an interrupted one goes on with."""
+    """Finished groups of a collection in the folder of `state`, which an interrupted one goes on with.
 
-    def __init__(self, state: RunSettings, identity: str) -> None:
+    Raises:
+        FileExistsError: If there are any, but resuming was not asked for.
+        IdentityError: If they are of another collection than `identity`, which has JSON types.
+        ValueError: If one is damaged.
+    """
+
+    def __init__(self, state: RunSettings, identity: dict[str, Any]) -> None:
         self.folder, self.identity = state.folder, identity
         saved = sorted(self.folder.glob("group-*.safetensors"))
         if saved and state.resume_from_checkpoint is None:
@@ -147,11 +155,7 @@ class SavedGroups:
                 "--resume_from_checkpoint latest to go on with it, or remove the folder to start afresh."
             )
         for path in saved:
-            if _metadata(path)["identity"] != identity:
-                raise FileExistsError(
-                    f"{str(path)!r} belongs to a collection with other settings; resume with the settings it was "
-                    "started with, or remove the folder to start afresh."
-                )
+            require_identity(path, json.loads(_metadata(path)["identity"]), identity)
 
     def load(self, runs: list[int]) -> RunGroup | None:
         """Returns the group of these runs, if it was finished."""
@@ -161,18 +165,21 @@ class SavedGroups:
         return RunGroup(runs, **load_file(path), seconds=json.loads(_metadata(path)["seconds"]))
 
     def save(self, group: RunGroup) -> None:
-        """Writes a group under a temporary name, then renames it."""
-        path = self._path(group.runs)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"unfinished-{path.name}")
+        """Writes a group atomically."""
         tensors = {name: getattr(group, name) for name in ("parameters", "validation_score", "validation_loss")}
-        save_file(tensors, unfinished, {"identity": self.identity, "seconds": json.dumps(group.seconds)})
-        unfinished.rename(path)
+        notes = {"identity": json.dumps(self.identity), "seconds": json.dumps(group.seconds)}
+        with replace_file(self._path(group.runs)) as temporary:
+            save_file(tensors, temporary, notes)
 
     def _path(self, runs: list[int]) -> Path:
         return self.folder / f"group-{runs[0]:06d}.safetensors"
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata()
+    except SafetensorError as error:
+        raise ValueError(
+            f"The saved group {str(path)!r} is damaged ({error}); remove it, and its runs are trained again."
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import time
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +30,14 @@ from ..targets.symmetries import Symmetries
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit
 from .merging import read_shard
 from .run_groups import RunGroup, SavedGroups, initial_parameters, run_seed, train_group
-from .settings import MultiRunSettings, augmentation_of, shared_names, target_optimization, task_on
+from .settings import (
+    MultiRunSettings,
+    augmentation_of,
+    collection_identity,
+    shared_names,
+    target_optimization,
+    task_on,
+)
 from .trajectory import train_network, validation_figures
 
 SYMMETRY_IMAGES = 16
@@ -60,7 +67,8 @@ def collect_runs(
         LayoutError: If the subset matches nothing.
         ValueError: If counts make no zoo, no groups or no shard, runs would need statistics of a BatchNorm of their
             own, a network that classifies gets labels that are values, or mixed precision was asked for.
-        FileExistsError: If finished groups are saved but resuming was not asked for, or under other settings.
+        FileExistsError: If finished groups are saved, but resuming was not asked for.
+        IdentityError: If they were saved with other settings, images or weights to start from.
         NonFiniteParametersError: If a run diverges.
         RuntimeError: If several processes were started that Accelerate does not connect.
     """
@@ -73,12 +81,12 @@ def collect_runs(
     _require_connected_float32(accelerator)
     own = asdict(settings) | {"image_size": images.preprocessing.image_size}
     shared = {name: own.pop(name) for name in shared_names()}
-    identity = json.dumps([shared, own | {"run_shard": None}], sort_keys=True)
+    identity = {} if state is None else collection_identity(settings, images, model)
     saved = None if state is None else SavedGroups(state.beside("runs"), identity)
     accelerator.wait_for_everyone()  # no process saves a group before all have looked whether there are any
 
     started = time.perf_counter()
-    _train_trunk(accelerator, images, model, settings, state)
+    _train_trunk(accelerator, images, model, settings, state, identity)
     trainer = _Trainer(images, model, processor, settings, recorded)
     costs = {"preparation_seconds": time.perf_counter() - started}
 
@@ -187,11 +195,12 @@ def _train_trunk(
     model: PreTrainedModel,
     settings: MultiRunSettings,
     state: RunSettings | None,
+    identity: dict[str, Any],
 ) -> None:
     """Trains the network from which all runs branch, in the main process, and hands it to the others."""
     if settings.trunk_steps and accelerator.is_main_process:
         optimization = target_optimization(settings, settings.trunk_steps)
-        train_network(model.train().requires_grad_(True), images, settings, optimization, state, "trunk")
+        train_network(model.train().requires_grad_(True), images, settings, optimization, state, identity, "trunk")
     model.eval().requires_grad_(False).to(accelerator.device)
     if settings.trunk_steps:
         model.load_state_dict(broadcast(dict(model.state_dict())))

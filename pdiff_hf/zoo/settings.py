@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from accelerate import Accelerator, InitProcessGroupKwargs
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ..data.augmentation import augment
 from ..data.images import ImageData, load_images
 from ..data.inputs import LabeledData, require_labels
 from ..data.named_datasets import DATASETS
 from ..data.preprocessing import IMAGE_SIZE, Preprocessing
-from ..loops import seeded
-from ..settings import LARGEST_SEED, OptimizationSettings, RunSettings, require_within, setting
+from ..folders import require_writable_folder
+from ..loops import fingerprint, seeded
+from ..settings import LARGEST_SEED, HubSettings, OptimizationSettings, RunSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
 from ..targets.processing_parameters import NonFiniteParametersError
-from ..targets.task import Task, classification, task_of
+from ..targets.task import Task, classification, require_logits, task_of
 from .checkpoints import Checkpoints
 from .trained import in_order_of, load_trained, preprocessing_of, require_classes
 
@@ -108,6 +117,37 @@ class MultiRunSettings(CollectionSettings):
     run_shard: str | None = setting(
         None, "`i/n`: compute only the i-th of n parts; training/merge_checkpoints.py merges them."
     )
+
+
+Settings = TypeVar("Settings", bound=CollectionSettings)
+
+
+def start_collection(
+    kind: type[Settings], description: str | None, argv: Sequence[str] | None
+) -> tuple[RunSettings, HubSettings, Settings, Accelerator]:
+    """Parses the flags of a collecting script, and connects its processes, which may wait for each other for days.
+
+    Raises:
+        UnwritableFolderError: If the output folder cannot be written.
+    """
+    parser = HfArgumentParser((RunSettings, HubSettings, kind), description=description)
+    run, hub, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    require_writable_folder(run.output_dir)
+    timeout = InitProcessGroupKwargs(timeout=timedelta(days=2))
+    return run, hub, settings, Accelerator(mixed_precision=run.mixed_precision, kwargs_handlers=[timeout])
+
+
+def collection_identity(settings: CollectionSettings, images: ImageData, model: PreTrainedModel) -> dict[str, Any]:
+    """Returns what a resumed collection must have in common with the interrupted one; JSON types.
+
+    These are all settings but the shard, and fingerprints of what they name: the images, and the weights of a trained
+    network. Initial weights depend on the seed alone, but for last bits that differ between kinds of processors.
+    """
+    identity = {name: value for name, value in asdict(settings).items() if name != "run_shard"}
+    identity |= {f"{split}_images": getattr(images, split).fingerprint() for split in ("train", "validation")}
+    if settings.model_name_or_path is not None:
+        identity["weights"] = fingerprint(model.state_dict().values())
+    return identity
 
 
 def shared_names() -> list[str]:
@@ -239,7 +279,12 @@ def clearing_diverged(run: RunSettings) -> Iterator[None]:
 
 
 def task_on(model: PreTrainedModel, data: LabeledData) -> Task:
-    """Returns a network's task; `ValueError` if it classifies, but the labels are values or of unknown classes."""
+    """Returns a network's task.
+
+    Raises:
+        ValueError: If it has no logits, or classifies but the labels are values or of unknown classes.
+    """
+    require_logits(model)
     task = task_of(model.config)
     if task is classification and data.train.labels.is_floating_point():
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +18,17 @@ from ..loops import Stopwatch, log_loss, make_accelerator, make_optimizer, step_
 from ..settings import OptimizationSettings, RunSettings
 from ..targets.inference import network_predictions
 from ..targets.processing_parameters import ParameterProcessor
-from ..targets.task import task_of
+from ..targets.task import logits_of, task_of
 from .checkpoints import Checkpoints
 from .recorder import CheckpointRecorder, interleaved_splits
-from .settings import CollectionSettings, TrajectorySettings, augmentation_of, target_optimization, task_on
+from .settings import (
+    CollectionSettings,
+    TrajectorySettings,
+    augmentation_of,
+    collection_identity,
+    target_optimization,
+    task_on,
+)
 
 
 def collect(
@@ -41,6 +49,7 @@ def collect(
     Raises, before anything is trained:
         LayoutError: If the subset matches nothing.
         ValueError: If counts are not divisible into blocks, or a network that classifies gets labels that are values.
+        IdentityError: If the state is of a collection with other settings, images or weights to start from.
     """
     recorder = CheckpointRecorder(model, settings.subset)
     schedule = [None] * settings.burn_in_steps + interleaved_splits(
@@ -50,10 +59,12 @@ def collect(
         settings.num_blocks,
         settings.gap,
     )
+    identity = {} if state is None else collection_identity(settings, images, model)
     costs = {"target_seconds": 0.0, "trajectory_seconds": 0.0}
     if settings.target_train_steps:
         optimization = target_optimization(settings, settings.target_train_steps)
-        costs["target_seconds"] = train_network(model.train(), images, settings, optimization, state, "target")
+        model.train()
+        costs["target_seconds"] = train_network(model, images, settings, optimization, state, identity, "target")
 
     model.eval()
     start = recorder.processor.flatten(model.state_dict())
@@ -71,7 +82,7 @@ def collect(
             max_grad_norm=0,
             seed=settings.seed + branch,
         )
-        seconds = train_network(model, images, settings, optimization, state, run, recorder, recorded)
+        seconds = train_network(model, images, settings, optimization, state, identity, run, recorder, recorded)
         costs["trajectory_seconds"] += seconds
 
     checkpoints = recorder.checkpoints(
@@ -94,13 +105,15 @@ def train_network(
     settings: CollectionSettings,
     optimization: OptimizationSettings,
     state: RunSettings | None,
+    identity: dict[str, Any],
     stage: str,
     recorder: CheckpointRecorder | None = None,
     schedule: Sequence[str | None] = (),
 ) -> float:
     """Trains what requires grad in the main process and returns the seconds it took.
 
-    A recorder keeps each step that the schedule assigns to a split, as a step of the run `stage`.
+    A recorder keeps each step that the schedule assigns to a split, as a step of the run `stage`. States are saved
+    with the `identity` of the collection, see `training_steps`.
     """
     task, augmentation = task_on(model, images), augmentation_of(settings)
     watch = Stopwatch()
@@ -113,7 +126,8 @@ def train_network(
     if recorder is not None:
         accelerator.register_for_checkpointing(recorder)
     stream, doing = ("batches", "training the") if recorder is None else ("trajectory", "recording")
-    for step in training_steps(accelerator, optimization.max_train_steps, state, f"{doing} {stage}"):
+    identity = identity | {"mixed_precision": accelerator.mixed_precision}
+    for step in training_steps(accelerator, optimization.max_train_steps, state, f"{doing} {stage}", identity):
         generator = step_generator(optimization.seed, step, stream)
         chosen = torch.randint(len(images.train), (optimization.train_batch_size,), generator=generator)
         batch = images.train.take(chosen)
@@ -121,7 +135,7 @@ def train_network(
         if augmentation is not None:
             pixel_values = augmentation(pixel_values, generator)
         with accelerator.autocast():
-            logits = model(pixel_values.to(accelerator.device)).logits
+            logits = logits_of(model, model(pixel_values.to(accelerator.device)))
         loss = task.loss(logits.float(), batch.labels.to(accelerator.device))
         optimizer.zero_grad()
         accelerator.backward(loss)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
-from texts import CLASSES, LENGTH, WORDS, texts
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from texts import CLASSES, LENGTH, build_bert, texts
+from transformers import PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
@@ -22,24 +22,12 @@ from pdiff_hf import (
 from pdiff_hf.data.inputs import BatchError
 from pdiff_hf.evaluation import evaluate, write_report
 from pdiff_hf.fitting.pipeline import describe_fit
-from pdiff_hf.loops import seeded
 from pdiff_hf.targets import inference
 
 
 @pytest.fixture
 def bert() -> PreTrainedModel:
-    config = BertConfig(
-        vocab_size=WORDS,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=LENGTH,
-        initializer_range=0.3,
-        num_labels=CLASSES,
-    )
-    with seeded(0):
-        return BertForSequenceClassification(config).eval()
+    return build_bert()
 
 
 @torch.no_grad()

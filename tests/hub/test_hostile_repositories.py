@@ -326,6 +326,28 @@ def test_a_configuration_of_a_hundred_megabytes_is_not_read(folder: Path, name: 
         PDiffPipeline.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", ["model_index.json", "denoiser/config.json", "collection.json"])
+def test_a_large_configuration_on_the_hub_is_not_even_fetched(
+    hub: Hub, repo_id: str, folder: Path, tiny_checkpoints: Checkpoints, tmp_path: Path, empty_cache: Path, name: str
+):
+    load, repo_type = PDiffPipeline.from_pretrained, "model"
+    if name == "collection.json":
+        tiny_checkpoints.save(folder := tmp_path / "zoo")
+        load, repo_type = load_checkpoints, "dataset"
+    (folder / name).write_text(" " * 11 * 2**20)
+    api = HfApi(token=TOKEN)
+    api.create_repo(repo_id, repo_type=repo_type)
+    api.upload_folder(repo_id=repo_id, repo_type=repo_type, folder_path=folder)
+    hub.reset()
+
+    with pytest.raises(
+        BrokenFileError, match=rf"'{name}' of the .* has 11534336 bytes, but no .*; it was not fetched"
+    ):
+        load(repo_id, cache_dir=empty_cache, token=TOKEN)
+
+    assert hub.bytes_sent < 2**20
+
+
 def string_bomb(rows: int) -> pa.Array:
     return pa.array(["a" * (2**27 // rows)] * rows)
 

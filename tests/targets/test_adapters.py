@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import build
 from huggingface_hub import hf_hub_download
-from texts import CLASSES, LENGTH, WORDS, texts
+from texts import CLASSES, build_bert, texts
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pdiff_hf import (
     AdaptedModel,
@@ -41,18 +41,7 @@ def vit() -> tuple[PreTrainedModel, Inputs]:
 
 
 def bert() -> tuple[PreTrainedModel, Inputs]:
-    config = BertConfig(
-        vocab_size=WORDS,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=LENGTH,
-        initializer_range=0.3,
-        num_labels=CLASSES,
-    )
-    with seeded(0):
-        return BertForSequenceClassification(config).eval(), texts(6)
+    return build_bert(), texts(6)
 
 
 LORA_VIT = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pdiff_hf import (
     network_logits,
 )
 from pdiff_hf.data.images import ImageSplit
+from pdiff_hf.loops import IdentityError
 from pdiff_hf.settings import RunSettings
 from pdiff_hf.targets.building import build_network
 from pdiff_hf.targets.networks import ConvNetConfig, ConvNetForImageClassification
@@ -340,23 +342,34 @@ def test_an_interrupted_collection_goes_on_with_the_missing_groups(
             raise RuntimeError("the machine is switched off")
         return train_group(*arguments, **settings)
 
-    def collect(state: RunSettings | None, settings: MultiRunSettings = settings) -> torch.Tensor:
-        return everything(collect_runs(digits, load_target(settings, digits), settings, state))
+    def collect(
+        state: RunSettings | None, settings: MultiRunSettings = settings, images: ImageData = digits
+    ) -> torch.Tensor:
+        return everything(collect_runs(images, load_target(settings, images), settings, state))
 
     at_once = collect(None)
     monkeypatch.setattr(collecting_runs, "train_group", interrupted_once)
     with pytest.raises(RuntimeError, match="switched off"):
         collect(state)
-    (state.folder / "runs" / "unfinished-group-000008.safetensors").write_bytes(b"half")  # killed while it was written
     with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
         collect(state)
-    with pytest.raises(FileExistsError, match="other settings"):
+    with pytest.raises(
+        IdentityError,
+        match=r"group-000000.safetensors' belongs to a training with {'adam_weight_decay': 0.0005}, but .* 0.5} was",
+    ):
         collect(resumed, dataclasses.replace(settings, adam_weight_decay=0.5))
+    with pytest.raises(IdentityError, match=r"'train_images': '\w{64}'"):
+        collect(resumed, images=dataclasses.replace(digits, train=digits.validation))
+    shutil.copy(state.folder / "runs" / "group-000000.safetensors", tmp_path / "whole")
+    (state.folder / "runs" / "group-000000.safetensors").write_bytes((tmp_path / "whole").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"saved group .*group-000000.safetensors' is damaged .*remove it"):
+        collect(resumed)
+    shutil.copy(tmp_path / "whole", state.folder / "runs" / "group-000000.safetensors")
 
     assert torch.equal(collect(resumed), at_once)
     assert trained == [4, 4, 4, 4, 2]  # the third group, which was interrupted, again
     state.clear()
-    assert not [name for name in files_of(tmp_path) if "unfinished" not in name]
+    assert files_of(state.folder) == set()
 
 
 def test_the_card_says_how_many_runs_there_are_and_in_which_form(whole: Path, digits: ImageData, tmp_path: Path):
