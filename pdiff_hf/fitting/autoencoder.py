@@ -17,7 +17,7 @@ from ..folders import finish_replacing
 from ..settings import RunSettings
 from ..zoo.checkpoints import Checkpoints
 from .settings import AutoencoderSettings
-from .steps import check_finite, optimizer_step, share_of_process
+from .steps import block_length, check_finite, optimizer_step, share_of_process
 
 
 def fit_autoencoder(
@@ -75,10 +75,24 @@ def fit_autoencoder(
 
 
 @torch.no_grad()
+def encode_zoo(autoencoder: ModelMixin, parameters: torch.Tensor) -> torch.Tensor:
+    """Encodes vectors `(n, D)`, some at a time, as standardized latents `(n, latent_dim)`."""
+    size = block_length(parameters)
+    latents = torch.empty(len(parameters), autoencoder.config.latent_dim)
+    for rows, place in zip(parameters.split(size), latents.split(size), strict=True):
+        place.copy_(autoencoder.encode(rows).latents)
+    return latents
+
+
+@torch.no_grad()
 def explained_variance(autoencoder: ModelMixin, parameters: torch.Tensor) -> float:
     """Returns the share of the variance of vectors `(n, D)` that is left after encoding and decoding; 1 is all."""
-    decoded = autoencoder.decode(autoencoder.encode(parameters).latents).sample  # (n, D)
-    return 1 - ((decoded - parameters).square().sum() / (parameters - parameters.mean(0)).square().sum()).item()
+    mean, lost, total = parameters.mean(0), torch.zeros(()), torch.zeros(())
+    for rows in parameters.split(block_length(parameters)):
+        decoded = autoencoder.decode(autoencoder.encode(rows).latents).sample
+        lost += (decoded - rows).square().sum()
+        total += (rows - mean).square().sum()
+    return 1 - (lost / total).item()
 
 
 def load_autoencoder(folder: str | os.PathLike) -> tuple[ModelMixin, dict[str, Any]]:

@@ -16,7 +16,7 @@ from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import RunSettings
 from ..targets.building import build_network
 from ..zoo.checkpoints import Checkpoints
-from .autoencoder import fit_autoencoder
+from .autoencoder import encode_zoo, fit_autoencoder
 from .denoiser import fit_denoiser
 from .settings import DenoiserSettings, Recipe, load_recipe
 
@@ -64,8 +64,7 @@ def fit_pipeline(
             f"{len(parameters)} checkpoints of {parameters.shape[1]} parameters; fit an autoencoder to it first."
         )
     data = {"zoo": zoo, "autoencoder": fingerprint(autoencoder.state_dict().values())} if zoo else None
-    with torch.no_grad():
-        latents = autoencoder.encode(parameters).latents  # (n, latent_dim)
+    latents = encode_zoo(autoencoder, parameters)  # (n, latent_dim)
     denoiser, scheduler = fit_denoiser(latents, settings, run, watch, data)
     second_stage = {"settings": asdict(settings), "seconds": watch.seconds}
     average = build_network(checkpoints.target_model, checkpoints.processor, parameters.mean(0), share_trunk=False)

@@ -9,6 +9,13 @@ from torch import nn
 from ..settings import OptimizationSettings, RunSettings
 from ..targets.processing_parameters import NonFiniteParametersError
 
+BLOCK_BYTES = 8 * 2**20  # of vectors that are encoded at a time, at least one
+
+
+def block_length(parameters: torch.Tensor) -> int:
+    """Returns how many of the vectors `(n, D)` are encoded at a time."""
+    return max(1, BLOCK_BYTES // (4 * parameters.shape[1]))
+
 
 def share_of_process(batch: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
     """Returns this process's equal share of a whole batch, on its device; ValueError if there is none."""

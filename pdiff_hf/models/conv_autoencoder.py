@@ -14,6 +14,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+BLOCK_NUMBERS = 2**21  # of a zoo that are encoded at a time; the first convolutions make 32 times as many
+
 
 class ParameterAutoencoder(ModelMixin, ConfigMixin):
     """The 1-D convolutional autoencoder of Neural Network Diffusion (arXiv 2402.13144v3, section 3.2 and appendix).
@@ -94,7 +96,8 @@ class ParameterAutoencoder(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def fit_latent_statistics(self, parameters: torch.Tensor) -> None:
         """Standardizes the latents: afterward a zoo `(n, D)` has latents of mean 0 and variance 1 per dimension."""
-        raw = self._encode(self._standardize(parameters))
+        size = max(1, BLOCK_NUMBERS // self.padded_dim)
+        raw = torch.cat([self._encode(self._standardize(rows)) for rows in parameters.split(size)])  # (n, latent_dim)
         std = raw.std(0)
         self.latent_mean.copy_(raw.mean(0))
         self.latent_std.copy_(torch.where(std > 0, std, torch.ones_like(std)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
+
+BLOCK_NUMBERS = 2**20  # of a zoo that are in float64 at a time
 
 
 class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
@@ -43,7 +45,9 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
         latent_dim: int | None = None,
         explained_variance: float = 0.95,
     ) -> LinearParameterAutoencoder:
-        """Fits the codes of a zoo by a singular value decomposition.
+        """Fits the codes of a zoo by the eigenvectors of its Gram matrix.
+
+        Memory: the zoo and the result, a few blocks, and 4 min(n, D)² numbers in float64.
 
         Args:
             parameters: The zoo's parameter vectors, `(n, D)`.
@@ -54,11 +58,17 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If the zoo has fewer than two distinct vectors, or `latent_dim` exceeds its rank.
         """
-        mean = parameters.double().mean(0)
-        _, singular, directions = torch.linalg.svd(parameters.double() - mean, full_matrices=False)
-        variance = singular**2
-        rank = int((singular > 1e-6 * singular[0].clamp(min=1e-12)).sum())
-        count = len(parameters)
+        # 1. Inner products of the centered vectors, or of their coordinates if those are fewer. In float64 their
+        # squares still show deviations of a millionth of the largest.
+        count, parameter_dim = parameters.shape
+        wide, shorter = parameter_dim > count, min(parameters.shape)
+        gram = torch.zeros(shorter, shorter, dtype=torch.float64)
+        for _, centered in _centered_blocks(parameters):
+            gram.addmm_(*((centered, centered.T) if wide else (centered.T, centered)))
+        variance, vectors = torch.linalg.eigh(gram)  # ascending
+        variance, vectors = variance.flip(0).clamp(min=0), vectors.flip(1)
+        # 2. The number of directions.
+        rank = int((variance > 1e-12 * variance[0].clamp(min=1e-24)).sum())
         if rank == 0:
             raise ValueError(f"All {count} parameter vectors are equal; a generator needs checkpoints that differ.")
         if latent_dim is None:
@@ -69,10 +79,19 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
                 f"latent_dim={latent_dim} is more than the {rank} directions in which {count} checkpoints differ; "
                 "ask for fewer codes or collect more checkpoints."
             )
-        autoencoder = cls(parameter_dim=parameters.shape[1], latent_dim=latent_dim)
-        autoencoder.mean.copy_(mean)
-        autoencoder.components.copy_(directions[:latent_dim])
-        autoencoder.latent_std.copy_(singular[:latent_dim] / (count - 1) ** 0.5)
+        # 3. The directions: the eigenvectors, or combinations of the centered vectors.
+        autoencoder = cls(parameter_dim=parameter_dim, latent_dim=latent_dim)
+        vectors, singular = vectors[:, :latent_dim], variance[:latent_dim].sqrt()
+        if wide:
+            first = 0
+            for mean, centered in _centered_blocks(parameters):
+                block = slice(first, first := first + len(mean))
+                autoencoder.mean[block] = mean
+                autoencoder.components[:, block] = (vectors / singular).T @ centered  # (latent_dim, block)
+        else:
+            autoencoder.mean.copy_(next(_centered_blocks(parameters))[0])
+            autoencoder.components.copy_(vectors.T)
+        autoencoder.latent_std.copy_(singular / (count - 1) ** 0.5)
         return autoencoder.eval()
 
     def to(self, *args: Any, **kwargs: Any) -> LinearParameterAutoencoder:
@@ -101,3 +120,19 @@ class LinearParameterAutoencoder(ModelMixin, ConfigMixin):
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Reconstructs vectors `(n, D)`."""
         return self.decode(self.encode(sample).latents, return_dict=return_dict)
+
+
+def _centered_blocks(parameters: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields means and centered vectors of a zoo `(n, D)` in float64, block by block.
+
+    If D > n, a block is of columns: `(b,)` and `(n, b)`. Otherwise it is of rows: `(D,)`, always one, and `(b, D)`.
+    """
+    size = max(1, BLOCK_NUMBERS // min(parameters.shape))
+    if parameters.shape[1] > len(parameters):
+        for columns in parameters.split(size, dim=1):
+            mean = columns.double().mean(0)
+            yield mean, columns.double() - mean
+    else:
+        mean = torch.stack([rows.double().sum(0) for rows in parameters.split(size)]).sum(0) / len(parameters)
+        for rows in parameters.split(size):
+            yield mean, rows.double() - mean

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .parquet_pages import PageError, unpacked_size
 
 SHARD_BYTES = 500 * 2**20
 ROW_GROUP_BYTES = 64 * 2**20
+BATCH_BYTES = 4 * 2**20  # of vectors that are decoded at a time, which takes five times as much; one at least
 # Limits of what is made of a file: of numbers that were trained, zstd halves the bytes, and no more.
 LEAST_LIMIT = 64 * 2**20  # bytes that any file may be unpacked to
 LARGEST_RATIO = 50  # unpacked bytes for each byte of the file beyond that
@@ -111,18 +113,20 @@ def read_shards(folder: Path, split: str, processor: ParameterProcessor) -> tupl
     if processor.parameter_dim >= 2**31:
         raise CheckpointsError(f"No row holds the {processor.parameter_dim} numbers of the layout in {str(folder)!r}.")
     required = checkpoint_features(processor.parameter_dim, {name: [] for name in REQUIRED_COLUMNS}).arrow_schema
-    tables = [_read_shard(shard, required, 4 * processor.parameter_dim) for shard in shards]
+    counts = [_count_rows(shard, required, 4 * processor.parameter_dim) for shard in shards]
+    parameters = torch.empty(sum(counts), processor.parameter_dim)
+    tables = [_read_into(rows, shard) for rows, shard in zip(parameters.split(counts), shards, strict=True)]
     try:
-        table = pa.concat_tables(tables or [required.empty_table()], promote_options="default")
+        table = pa.concat_tables(
+            tables or [required.empty_table().drop_columns("parameters")], promote_options="default"
+        )
     except pa.ArrowException as error:
         raise CheckpointsError(f"The shards of the {split} split of {str(folder)!r} do not fit: {error}.") from error
-    values = table["parameters"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if values.size != len(table) * processor.parameter_dim or any(table[name].null_count for name in required.names):
+    if any(table[name].null_count for name in required.names[1:]):
         raise CheckpointsError(f"The {split} split of {str(folder)!r} has rows with empty fields; it is damaged.")
-    parameters = torch.from_numpy(values.reshape(-1, processor.parameter_dim).copy())
     processor.check(parameters)
     columns = {}
-    for name in table.column_names[1:]:
+    for name in table.column_names:
         missing = missing_value(name)
         try:
             columns[name] = [missing if value is None else value for value in table[name].to_pylist()]
@@ -131,34 +135,68 @@ def read_shards(folder: Path, split: str, processor: ParameterProcessor) -> tupl
     return parameters, columns
 
 
-def _read_shard(shard: Path, required: pa.Schema, row_bytes: int) -> pa.Table:
+@contextmanager
+def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
+    """Opens a file that is read as a stream; `CheckpointsError` if it is damaged where the block reads it."""
     try:
-        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
-            found, metadata = file.schema_arrow, file.metadata
-            names = [FORMER_NAMES.get(name, name) for name in found.names]
-            if len(set(names)) < len(names):
-                raise CheckpointsError(f"{shard.name} has two columns of one name among {names}; rename one.")
-            types = dict(zip(names, found.types, strict=True))
-            optional = [column for column in datasets.Features(OPTIONAL_COLUMNS).arrow_schema if column.name in types]
-            for column in [*required, *optional]:
-                if types.get(column.name) != column.type:
-                    raise CheckpointsError(
-                        f"{shard.name} has the columns {names}, with {column.name!r} of type "
-                        f"{types.get(column.name, 'none')}, but {column.type} is needed for the layout and format; it "
-                        "is of another layout, or damaged."
-                    )
-            held, values = unpacked_size(shard, metadata)
-            if metadata.num_rows * row_bytes > held:
-                raise CheckpointsError(
-                    f"{shard.name} claims {metadata.num_rows} rows of {row_bytes} bytes, but holds {held} "
-                    "bytes; it is damaged."
-                )
-            _require_bounded(file, shard, held, values)
-            table = file.read()
-            table.validate(full=True)
-            return table.replace_schema_metadata().rename_columns(names)
+        with pq.ParquetFile(shard, page_checksum_verification=True, buffer_size=2**20, pre_buffer=False) as file:
+            yield file
     except (pa.ArrowException, PageError, OSError, RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointsError(f"{str(shard)!r} is not a valid parquet file: {error}") from error
+
+
+def _names(file: pq.ParquetFile) -> list[str]:
+    return [FORMER_NAMES.get(name, name) for name in file.schema_arrow.names]
+
+
+def _count_rows(shard: Path, required: pa.Schema, row_bytes: int) -> int:
+    """Returns the number of rows of a file with the required columns, which it has bytes for."""
+    with _opened(shard) as file:
+        names, metadata = _names(file), file.metadata
+        if len(set(names)) < len(names):
+            raise CheckpointsError(f"{shard.name} has two columns of one name among {names}; rename one.")
+        types = dict(zip(names, file.schema_arrow.types, strict=True))
+        optional = [column for column in datasets.Features(OPTIONAL_COLUMNS).arrow_schema if column.name in types]
+        for column in [*required, *optional]:
+            if types.get(column.name) != column.type:
+                raise CheckpointsError(
+                    f"{shard.name} has the columns {names}, with {column.name!r} of type "
+                    f"{types.get(column.name, 'none')}, but {column.type} is needed for the layout and format; it "
+                    "is of another layout, or damaged."
+                )
+        held, values = unpacked_size(shard, metadata)
+        if metadata.num_rows * row_bytes > held:
+            raise CheckpointsError(
+                f"{shard.name} claims {metadata.num_rows} rows of {row_bytes} bytes, but holds {held} "
+                "bytes; it is damaged."
+            )
+        _require_bounded(file, shard, held, values)
+        return metadata.num_rows
+
+
+def _read_into(rows: torch.Tensor, shard: Path) -> pa.Table:
+    """Fills `rows`, `(n, D)` float32, with the vectors of a file, batch by batch, and returns the other columns."""
+    place, filled, rest = rows.numpy(), 0, []
+    with _opened(shard) as file:
+        names = _names(file)
+        others = [i for i, name in enumerate(names) if name != "parameters"]
+        size = max(1, BATCH_BYTES // max(1, 4 * rows.shape[1]))
+        for group in range(file.num_row_groups):  # each with a reader of its own, which keeps buffers to its end
+            for batch in file.iter_batches(size, row_groups=[group]):
+                batch.validate(full=True)
+                values = batch.column(names.index("parameters")).flatten().to_numpy(zero_copy_only=False)
+                part = place[filled : filled + len(batch)]
+                if values.size != part.size:
+                    raise CheckpointsError(f"{shard.name} has rows with empty fields; it is damaged.")
+                part[:] = values.reshape(part.shape)
+                filled += len(batch)
+                rest.append(batch.select(others))
+                del batch, values  # before the next one is decoded
+        if filled != len(rows):
+            raise CheckpointsError(f"{shard.name} claims {len(rows)} rows, but has {filled}; it is damaged.")
+        schema = pa.schema([file.schema_arrow.field(i) for i in others])
+        table = pa.Table.from_batches(rest, schema)
+        return table.rename_columns([names[i] for i in others])
 
 
 def _require_bounded(file: pq.ParquetFile, shard: Path, held: int, values: int) -> None:

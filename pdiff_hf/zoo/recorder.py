@@ -97,12 +97,14 @@ class CheckpointRecorder:
     def checkpoints(
         self, preprocessing: dict[str, Any] | None = None, collection: dict[str, Any] | None = None
     ) -> Checkpoints:
-        """Returns what was recorded; see `Checkpoints` for the arguments."""
+        """Returns what was recorded, without a copy of the vectors; see `Checkpoints` for the arguments."""
         splits = {}
         for split, rows in self.rows.items():
-            vectors = [row["parameters"] for row in rows] or [torch.zeros(0, self.processor.parameter_dim)]
+            parameters = torch.empty(len(rows), self.processor.parameter_dim)
+            for i in reversed(range(len(rows))):  # the last first: only the end of the heap returns to the system
+                rows[i]["parameters"] = parameters[i].copy_(rows[i]["parameters"])
             columns = {name: [row[name] for row in rows] for name in ("run", "step", "seed")}
-            splits[split] = CheckpointSplit(torch.stack(vectors)[: len(rows)], **columns)
+            splits[split] = CheckpointSplit(parameters, **columns)
         return Checkpoints(splits, self.processor, self.model, preprocessing or {}, collection or {})
 
     def _check_trunk(self, state_dict: Mapping[str, Any]) -> None:

@@ -204,6 +204,23 @@ def test_linear_codes_are_the_fewest_with_the_share_of_variance(zoo):
     assert explained(fewer) < 0.8 <= explained(chosen)
 
 
+@pytest.mark.parametrize("shape", [(20, 70), (70, 20)], ids=["wide", "tall"])
+def test_linear_codes_in_blocks_are_those_of_a_singular_value_decomposition(shape, monkeypatch):
+    monkeypatch.setattr("pdiff_hf.models.linear_autoencoder.BLOCK_NUMBERS", 60)  # three columns or rows
+    scales = torch.logspace(0, -3, shape[1])  # deviations far smaller than the mean
+    zoo = 10 + torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scales
+
+    fitted = LinearParameterAutoencoder.from_zoo(zoo, explained_variance=0.999)
+
+    mean = zoo.double().mean(0)
+    _, singular, directions = torch.linalg.svd(zoo.double() - mean, full_matrices=False)
+    count = int((singular.square().cumsum(0) / singular.square().sum() < 0.999).sum()) + 1
+    cosines = (fitted.components.double() * directions[:count]).sum(1)
+    assert torch.allclose(fitted.mean.double(), mean, atol=1e-6)
+    assert torch.allclose(fitted.latent_std.double(), singular[:count] / (shape[0] - 1) ** 0.5, rtol=1e-6)
+    assert torch.allclose(cosines.abs(), torch.ones(count, dtype=torch.float64), atol=1e-6)
+
+
 @pytest.mark.parametrize("count", [1, 24])
 def test_identical_checkpoints_are_refused(zoo, count):
     with pytest.raises(ValueError, match=f"All {count} parameter vectors are equal"):
