@@ -14,9 +14,10 @@ from ..targets.inference import network_logits, network_predictions
 from ..targets.task import classification, task_of
 from ..zoo.checkpoints import Checkpoints, CheckpointSplit
 from .audit import Audit, audit
-from .evaluated import EvaluatedSet, place_in_time
+from .evaluated import EvaluatedSet
 from .metrics import chance_corrected_iou, dispersion, iou, max_similarity, mean_pairwise_iou, score_statistics
 from .novelty import neighbors_in_time
+from .reference import place_in_time
 from .sets import SETS
 from .uncertainty import SIZES, deep_ensemble_equivalent, ensemble_figures
 
