@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,13 @@ from pdiff_hf import (
 )
 from pdiff_hf.data.images import ImageData, load_images
 from pdiff_hf.evaluation.audit import align_to_zoo
-from pdiff_hf.evaluation.baselines import averages, gaussian_diagonal, gaussian_full, kernel_density, smoothed_bootstrap
+from pdiff_hf.evaluation.baselines import (
+    averages,
+    gaussian_diagonal,
+    gaussian_full,
+    kernel_density,
+    smoothed_bootstrap,
+)
 from pdiff_hf.evaluation.novelty import pairwise_distances
 from pdiff_hf.evaluation.verdict import MEANINGS
 from pdiff_hf.targets.symmetries import Symmetries
@@ -131,7 +138,7 @@ def multi_run_case(
         vectors = torch.stack(parts, dim=1).flatten(0, 1)
     else:
         model, vectors = train_mlps(images, list(hidden), seeds, steps, rows, kept=kept)
-    _, better = train_mlps(images, list(hidden), [10**7 + s for s in seeds[: max(100, runs // 3)]], 2 * steps, 7 * (rows or 250))
+XX
     processor = make_processor(model, "full")
     half, sixth = runs // 2, runs // 6
     zoo, heldout, unseen = vectors.split([half * kept, sixth * kept, (runs - half - sixth) * kept])
@@ -152,7 +159,12 @@ def multi_run_case(
 
 def trajectory_case(seed: int, checkpoints: int = 300, width: int = 32, vit: bool = False) -> Case:
     """One trajectory of the last two norms of a small ResNet or ViT, in ten alternating blocks."""
-    network = {"embedding_size": width, "hidden_sizes": [width, 2 * width], "depths": [1, 1], "layer_type": "basic"}
+    network: dict[str, Any] = {
+        "embedding_size": width,
+        "hidden_sizes": [width, 2 * width],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    }
     kind = "resnet"
     if vit:
         kind = "vit"
@@ -174,12 +186,12 @@ def trajectory_case(seed: int, checkpoints: int = 300, width: int = 32, vit: boo
         split_seed=seed,
     )
     images = load_images_of(settings)
-    checkpoints = collect(images, load_target(settings, images), settings)
-    zoo, heldout, unseen = (checkpoints.splits[split] for split in ("train", "test", "validation"))
-    model, processor = checkpoints.target_model, checkpoints.processor
-    known = [rows for split in (zoo, heldout) for rows in (split.parameters, split.run, split.step)]
+    collected = collect(images, load_target(settings, images), settings)
+    zoo, heldout, unseen = (collected.splits[split] for split in ("train", "test", "validation"))
+    model, processor = collected.target_model, collected.processor
+    known: list[Any] = [rows for split in (zoo, heldout) for rows in (split.parameters, split.run, split.step)]
     idle = _directions_without_derivative(model, processor, zoo.parameters.mean(0), images)
-    return Case(images, model, processor, *known, unseen.parameters, idle)
+    return Case(images, model, processor, *known, unseen=unseen.parameters, idle=idle)
 
 
 def _directions_without_derivative(
@@ -234,7 +246,7 @@ class Planter:
         """Each unit of another member; without units each tensor's entries."""
         parents = [self.members() for _ in range(4)]
         layer = self.symmetries.layers[0] if self.symmetries.layers else None
-        mask = torch.randint(4, self.zoo.shape and (self.count, self.zoo.shape[1]), generator=self.generator)
+        mask = torch.randint(4, (self.count, self.zoo.shape[1]), generator=self.generator)
         if layer is not None:
             choice = torch.randint(4, (self.count, layer.count), generator=self.generator)
             tensors = self.case.processor.unflatten(torch.zeros(self.count, self.zoo.shape[1]))
@@ -247,14 +259,13 @@ class Planter:
     def tuned_averages(self) -> torch.Tensor:
         """Averages with noise that makes them disagree as held-out checkpoints do, and idle noise that makes R = 1."""
         case, centers, noise = self.case, self.averages(min(16, len(self.zoo) // 2)), self.std * self.noise()
-        task, part = case.model.config, case.images.test
+        part = case.images.test
 
         def disagreement(vectors: torch.Tensor) -> float:
             inputs = case.images.inputs(part)
             predicted, _ = network_predictions(case.model, case.processor, vectors, inputs, part.labels)
             return sum((predicted[i] != predicted[i + 1 :]).double().mean(1).sum().item() for i in range(len(vectors)))
 
-        del task
         pairs = len(case.heldout) * (len(case.heldout) - 1), self.count * (self.count - 1)
         wanted = disagreement(case.heldout) / pairs[0] * pairs[1]
         low, high = 0.0, 2.0
@@ -278,7 +289,10 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
         "copies": (p.members, {"copier"}),
         "copies with small noise": (lambda: p.members() + 0.05 * p.std * p.noise(), {"copier"}),
         "copies with idle noise": (lambda: p.members() + p.idle_noise(3 * p.natural), {"copier"}),
-        "a tenth copies, else real": (lambda: torch.cat([p.members(tenth), p.real(count - tenth)]), {"copier in part"}),
+        "a tenth copies, else real": (
+            lambda: torch.cat([p.members(tenth), p.real(count - tenth)]),
+            {"copier in part"},
+        ),
         "half copies, half real": (
             lambda: torch.cat([p.members(count // 2), p.real(count - count // 2)]),
             {"copier", "copier in part"},
@@ -333,8 +347,9 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
             lambda: p.symmetries.transform(p.members(), p.generator),
             {"copier"},
         )
-    if case.better is not None:
-        planted["better real checkpoints"] = (lambda: case.better[:count], {"better than real"})
+    better = case.better
+    if better is not None:
+        planted["better real checkpoints"] = (lambda: better[:count], {"better than real"})
     return {name: (draw(), right) for name, (draw, right) in planted.items()}
 
 

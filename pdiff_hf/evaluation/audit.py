@@ -186,7 +186,7 @@ class Auditor:
         return Networks(networks, self.reference.align(networks.parameters))
 
     def _leading_codes(self, aligned: torch.Tensor) -> torch.Tensor:
-        """Returns the leading principal codes of aligned vectors `(n, D)`, `(n, CODES)`, of unit variance in the zoo."""
+        """Returns leading principal codes of aligned vectors `(n, D)`, `(n, CODES)`, of variance 1 in the zoo."""
         return self._principal.encode(aligned).latents[:, :CODES]
 
     def _leading_directions(self) -> torch.Tensor:

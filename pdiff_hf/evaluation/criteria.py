@@ -43,7 +43,9 @@ def criteria_of(evidence: Evidence) -> dict[str, Criterion]:
     found = {
         "works": criterion(
             "as accurate as real networks, each of them",
-            share=measured("share of the zoo's score above chance", performs.share_above_chance, performs.heldout_share, WORKS),
+            share=measured(
+                "share of the zoo's score above chance", performs.share_above_chance, performs.heldout_share, WORKS
+            ),
             broken=rare("samples that do less than half of that", performs.broken, total, 0.0),
             below=rare("samples below real networks' range", performs.below, total, performs.heldout_below),
         ),

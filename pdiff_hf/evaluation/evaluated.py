@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -15,7 +14,6 @@ from ..targets.inference import iter_logits
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import Task, task_of
 
-
 PROBES = 256  # validation examples whose answers functions are compared by
 
 
@@ -24,7 +22,9 @@ class EvaluatedSet:
     """A set of networks and what they do on validation and test examples."""
 
     parameters: torch.Tensor  # (n, D)
-    answers: torch.Tensor  # (n, k) float32, probabilities (or values) on up to `PROBES` validation examples, as a vector
+    answers: (
+        torch.Tensor
+    )  # (n, k) float32, probabilities (or values) on up to `PROBES` validation examples, as a vector
     task: Task  # what the predictions are
     units: torch.Tensor  # (n,) int64, number of the independent unit of each network, which intervals resample
     predictions: dict[str, torch.Tensor]  # of each split (n, examples)
@@ -60,7 +60,8 @@ def evaluate_sets(
     task = task_of(model.config)
     vectors = [named for group in groups.values() for named in group.values()]
     together = torch.cat(vectors)
-    predictions, wrong, scores, answers = {}, {}, {}, []
+    predictions, wrong, scores = {}, {}, {}
+    answers: list[torch.Tensor] = []
     for split, part in (("validation", images.validation), ("test", images.test)):
         found = []
         for logits in iter_logits(model, processor, together, images.inputs(part), progress):

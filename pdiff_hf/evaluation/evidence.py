@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from ..targets.processing_parameters import ParameterProcessor
-from .intervals import Interval, bootstrap, pair_mean, weighted_mean, weighted_median
+from .intervals import (
+    Interval,
+    bootstrap,
+    weighted_mean,
+    weighted_median,
+    weighted_pair_mean,
+    weighted_spread,
+)
 from .metrics import dispersion, hull_residuals
 from .novelty import copying_auc, pairwise_distances, rank_statistic
-from .reference import MANY, SPACES, Networks, Reference, Space
+from .reference import MANY, Networks, Reference, Space
 
 TAUS = (0.5, 1.0, 2.0)
 COPY = 0.5  # of the natural distance between zoo members: nearer is a copy
@@ -109,7 +115,9 @@ def performs(sample: Networks, reference: Reference, chance: float, kept: torch.
     shares = (ours - chance) / level
 
     def share(weights: torch.Tensor, zoo_weights: torch.Tensor) -> torch.Tensor:
-        return (weighted_mean(ours[kept], weights) - chance) / (weighted_mean(theirs, zoo_weights) - chance).clamp(1e-9)
+        return (weighted_mean(ours[kept], weights) - chance) / (weighted_mean(theirs, zoo_weights) - chance).clamp(
+            1e-9
+        )
 
     # Real networks hardly ever score below: 1.5 times as far under the median as the worst hundredth of them.
     scores = torch.cat([theirs, real.evaluated.scores["test"]])
@@ -135,7 +143,9 @@ def outliers(sample: Networks, reference: Reference, chance: float, ratios: torc
     return found if found.double().mean() <= TRIMMED else torch.zeros_like(found)
 
 
-def disperses(sample: Networks, reference: Reference, leading: torch.Tensor, processor: ParameterProcessor) -> Disperses:
+def disperses(
+    sample: Networks, reference: Reference, leading: torch.Tensor, processor: ParameterProcessor
+) -> Disperses:
     """R of the aligned samples against the aligned zoo, and F against real networks.
 
     `leading` `(D, k)` are the principal directions that hold half of the zoo's variance.
@@ -144,15 +154,18 @@ def disperses(sample: Networks, reference: Reference, leading: torch.Tensor, pro
     zoo = reference.zoo.take(torch.linspace(0, len(reference.zoo) - 1, count).round().long())
     real = reference.real
     # 1. R: the root of the ratio of the mean squared distances of pairs, which is that of the traces of covariances.
-    r = _root_of_ratio(_spread(sample, None), _spread(zoo, None), sample, zoo)
-    r_leading = _root_of_ratio(_spread(sample, leading), _spread(real, leading), sample, real)
+    r = _root_of_ratio(sample.aligned, zoo.aligned, sample.units, zoo.units)
+    r_leading = _root_of_ratio(sample.aligned @ leading, real.aligned @ leading, sample.units, real.units)
     # 2. F: the ratio of the mean disagreements of predictions, as they are and relative to the errors.
-    ours, theirs = (pair_mean(x.evaluated.disagreement(x.evaluated, "test"), x.units) for x in (sample, real))
+    ours, theirs = (x.evaluated.disagreement(x.evaluated, "test") for x in (sample, real))
     errors, real_errors = (x.evaluated.task.error(x.evaluated.scores["test"]) for x in (sample, real))
 
+    def f(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        real_mean = weighted_pair_mean(theirs, v, real.units).clamp(min=1e-9)
+        return weighted_pair_mean(ours, w, sample.units) / real_mean
+
     def equal_errors(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        ratio = weighted_mean(real_errors, v) / weighted_mean(errors, w).clamp(min=1e-9)
-        return ours(w) / theirs(v).clamp(min=1e-9) * ratio
+        return f(w, v) * weighted_mean(real_errors, v) / weighted_mean(errors, w).clamp(min=1e-9)
 
     # 3. R of each tensor that differs between members.
     zoo_tensors = processor.unflatten(reference.zoo.aligned)
@@ -161,29 +174,29 @@ def disperses(sample: Networks, reference: Reference, leading: torch.Tensor, pro
         for name, tensor in processor.unflatten(sample.aligned).items()
         if zoo_tensors[name].std(0).any()
     }
-    ones = [torch.ones(len(x), dtype=torch.float64) for x in (real, zoo)]
+    spread, zoo_spread = (
+        weighted_spread(x.aligned, torch.ones(len(x), dtype=torch.float64)).item() for x in (real, zoo)
+    )
     return Disperses(
         R=r,
-        F=bootstrap(lambda w, v: ours(w) / theirs(v).clamp(min=1e-9), sample.units, real.units),
+        F=bootstrap(f, sample.units, real.units),
         R_per_tensor=per_tensor,
         R_leading=r_leading,
         F_at_equal_errors=bootstrap(equal_errors, sample.units, real.units),
-        heldout_R=(_spread(real, None)(ones[0]) / _spread(zoo, None)(ones[1])).sqrt().item(),
+        heldout_R=spread / zoo_spread,
     )
 
 
-def _spread(networks: Networks, directions: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    vectors = networks.aligned if directions is None else networks.aligned @ directions
-    return pair_mean(pairwise_distances(vectors, vectors) ** 2, networks.units)
-
-
 def _root_of_ratio(
-    ours: Callable[[torch.Tensor], torch.Tensor],
-    theirs: Callable[[torch.Tensor], torch.Tensor],
-    sample: Networks,
-    others: Networks,
+    ours: torch.Tensor, theirs: torch.Tensor, units: torch.Tensor, real_units: torch.Tensor
 ) -> Interval:
-    return bootstrap(lambda w, v: (ours(w) / theirs(v)).sqrt(), sample.units, others.units)
+    squares, real_squares = (pairwise_distances(x, x) ** 2 for x in (ours, theirs))
+
+    def ratio(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        spread = weighted_pair_mean(real_squares, v, real_units)
+        return (weighted_pair_mean(squares, w, units) / spread).sqrt()
+
+    return bootstrap(ratio, units, real_units)
 
 
 def novel(sample: Networks, reference: Reference, seed: int) -> Novel | NotAssessable:

@@ -32,10 +32,10 @@ def resampling_units(run: torch.Tensor, step: torch.Tensor, length: int | None) 
     return ((step - step.min()) // max(1, length)).unique(return_inverse=True)[1]
 
 
-def resampled_weights(units: torch.Tensor, seed: int) -> torch.Tensor:
-    """Returns how often each row counts, `(RESAMPLES + 1, n)` float64: once each, then for draws of the units `(n,)`."""
+def resampled_weights(units: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Returns how often each row counts, `(RESAMPLES + 1, n)` float64: once, then for draws of the units `(n,)`."""
     count = int(units.max()) + 1
-    drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
     times = torch.zeros(RESAMPLES, count, dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(times))
     return torch.cat([torch.ones(1, len(units), dtype=torch.float64), times[:, units]])
@@ -47,7 +47,8 @@ def bootstrap(statistic: Callable[..., torch.Tensor], *units: torch.Tensor, seed
     The statistic takes weights `(resamples, n)` for each of `units` `(n,)`, and returns its values `(resamples,)`. The
     interval is NaN where the statistic is undefined for all rows, or for more than half of the resamples.
     """
-    values = statistic(*(resampled_weights(unit, seed + i) for i, unit in enumerate(units))).double()
+    draws = (resampled_weights(unit, torch.Generator().manual_seed(seed + i)) for i, unit in enumerate(units))
+    values = statistic(*draws).double()
     resampled = values[1:][values[1:].isfinite()]
     if not values[0].isfinite() or len(resampled) < RESAMPLES / 2:
         return Interval(values[0].item(), math.nan, math.nan)
@@ -81,12 +82,21 @@ def between_mean(matrix: torch.Tensor, weights: torch.Tensor, others: torch.Tens
     return ((weights @ matrix.double()) * others).sum(-1) / (weights.sum(-1) * others.sum(-1))
 
 
-def pair_mean(matrix: torch.Tensor, units: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Returns the mean over pairs of rows of distinct units, of a symmetric `(n, n)`, as a function of weights.
+def weighted_pair_mean(matrix: torch.Tensor, weights: torch.Tensor, units: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns the means `(...)` over pairs of rows of distinct units, of a symmetric `(n, n)` with weights `(..., n)`.
 
-    Pairs within a unit do not count: neither those of one run, nor those of a row that was drawn twice, whose
-    distance of 0 would bias a bootstrap. Weights are `(..., n)`, means `(...)`: NaN without any pair.
+    Pairs within a unit (by default a row) do not count: neither those of one run, nor those of a row that was drawn
+    twice, whose distance of 0 would bias a bootstrap. NaN without any pair.
     """
+    units = torch.arange(len(matrix)) if units is None else units
     apart = (units[:, None] != units[None, :]).double()  # (n, n)
     distances = torch.where(apart > 0, matrix.double(), 0.0)
-    return lambda weights: ((weights @ distances) * weights).sum(-1) / ((weights @ apart) * weights).sum(-1)
+    return ((weights @ distances) * weights).sum(-1) / ((weights @ apart) * weights).sum(-1)
+
+
+def weighted_spread(parameters: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Returns sqrt(tr Cov) of vectors `(n, D)` with weights `(n,)`."""
+    values = parameters.double()
+    mean = (weights @ values) / weights.sum()
+    squares = ((values - mean) ** 2).sum(1)
+    return ((weights @ squares) / (weights.sum() - 1)).sqrt()

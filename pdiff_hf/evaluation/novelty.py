@@ -30,6 +30,15 @@ def neighbors_in_time(run: torch.Tensor, step: torch.Tensor, length: int | None)
     return same_run if length is None else same_run & ((step[:, None] - step[None, :]).abs() <= length)
 
 
+def leave_one_out(distances: torch.Tensor, related: torch.Tensor) -> torch.Tensor:
+    """Returns each zoo member's distance to the nearest unrelated one, `(n,)`; members without any are dropped.
+
+    `distances` `(n, n)` are among zoo members; `related` `(n, n)` bool are pairs too closely related to be compared.
+    """
+    nearest = distances.masked_fill(related, torch.inf).min(1).values
+    return nearest[nearest.isfinite()]
+
+
 def pairwise_distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """Returns the Euclidean distances of vectors `(n, D)` and `(k, D)`, `(n, k)` float64, in blocks of columns."""
     squares = torch.zeros(len(ours), len(theirs), dtype=torch.float64)

@@ -13,11 +13,12 @@ from ..targets.symmetries import Symmetries
 from .evaluated import EvaluatedSet
 from .intervals import resampling_units
 from .metrics import iou
-from .novelty import correlation_length, neighbors_in_time, pairwise_distances
+from .novelty import correlation_length, leave_one_out, neighbors_in_time, pairwise_distances
 
 Space = Literal["weights", "functions"]
 SPACES: tuple[Space, Space] = ("weights", "functions")
-FEW = 10  # members whose distance modulo symmetries is computed: the nearest as aligned, and in function
+FEW = 10  # members whose distance modulo symmetries is computed: the nearest as aligned, and as many in function
+FEW_DEEP = 3  # the same for several hidden layers, whose permutations take a search
 SAME = 0.03  # of the median distance of two functions: nearer are one network twice
 MANY = 200  # zoo members that stand for all of them
 
@@ -143,12 +144,12 @@ class Reference:
         return torch.stack(ratios) if ratios else torch.zeros(0)
 
     def natural(self, space: Space, members: torch.Tensor) -> torch.Tensor:
-        """Returns the distance of zoo members `(k,)` to their nearest unrelated ones, the median where there is none."""
+        """Returns distances of zoo members `(k,)` to the nearest unrelated ones; the median where there is none."""
         found = torch.stack([distances[0] for distances, _ in self._natural_neighbors(space, members.tolist())])
         return torch.where(found.isfinite(), found, self.natural_distance(space)).clamp(min=1e-12)
 
     def natural_distance(self, space: Space) -> torch.Tensor:
-        """Returns the median distance of a zoo member to the nearest unrelated one, a scalar; infinite if none has any."""
+        """Returns the median of these distances, a scalar; infinite if no member has an unrelated one."""
         found = [distances[0] for distances, _ in self._natural_neighbors(space, self.represented.tolist())]
         finite = torch.stack(found)
         return finite[finite.isfinite()].median() if finite.isfinite().any() else torch.tensor(torch.inf)
@@ -166,13 +167,12 @@ class Reference:
         functions = pairwise_distances(networks.evaluated.answers, self.zoo.evaluated.answers)
         functions = functions.masked_fill(masked, torch.inf)
         if space == "functions":
-            return tuple(functions.topk(count, largest=False))
+            return _first(functions, count)
         weights = pairwise_distances(networks.aligned, self.zoo.aligned).masked_fill(masked, torch.inf)
         if self.symmetries.layers:
-            candidates = torch.cat([d.topk(count, largest=False).indices for d in (weights, functions)], 1)  # (n, 2k)
-            exact = self.symmetries.distances(networks.aligned, self.zoo.aligned, candidates)
-            weights = torch.minimum(weights, exact.double()).masked_fill(masked, torch.inf)
-        return tuple(weights.topk(count, largest=False))
+            exact = self._modulo_symmetries(networks.aligned, self.zoo.aligned, weights, functions)
+            weights = torch.minimum(weights, exact).masked_fill(masked, torch.inf)
+        return _first(weights, count)
 
     def distances_within(self, networks: Networks, space: Space) -> torch.Tensor:
         """Returns the distance of each network to the nearest other of its set `(n,)`."""
@@ -182,11 +182,17 @@ class Reference:
             return functions.min(1).values
         weights = pairwise_distances(networks.aligned, networks.aligned).masked_fill(own, torch.inf)
         if self.symmetries.layers:
-            count = min(FEW, len(networks) - 1)
-            candidates = torch.cat([d.topk(count, largest=False).indices for d in (weights, functions)], 1)
-            exact = self.symmetries.distances(networks.aligned, networks.aligned, candidates)
-            weights = torch.minimum(weights, exact.double()).masked_fill(own, torch.inf)
+            exact = self._modulo_symmetries(networks.aligned, networks.aligned, weights, functions)
+            weights = torch.minimum(weights, exact).masked_fill(own, torch.inf)
         return weights.min(1).values
+
+    def _modulo_symmetries(
+        self, ours: torch.Tensor, theirs: torch.Tensor, weights: torch.Tensor, functions: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns distances modulo the symmetries `(n, k)` of the likely neighbors, in weights or in function."""
+        count = min(FEW if len(self.symmetries.layers) == 1 else FEW_DEEP, len(theirs))
+        candidates = torch.cat([_first(distances, count)[1] for distances in (weights, functions)], 1)  # (n, 2 count)
+        return self.symmetries.distances(ours, theirs, candidates).double()
 
     def _natural_neighbors(self, space: Space, members: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns distances and rows of the unrelated neighbors of zoo members, each computed once."""
@@ -200,15 +206,19 @@ class Reference:
 
     def _derived_runs(self, aligned: torch.Tensor, run: torch.Tensor) -> list[int]:
         """Returns a run for each held-out checkpoint: those nearer than most of the zoo's of one run are of one."""
-        own = run[:, None] == run[None, :]
-        own.fill_diagonal_(False)
-        if not own.any():
-            return list(range(len(aligned)))
+        same_run, itself = run[:, None] == run[None, :], torch.eye(len(run), dtype=torch.bool)
         distances = pairwise_distances(self.zoo.aligned, self.zoo.aligned)
-        within = distances.masked_fill(~own, torch.inf).min(1).values
-        between = distances.masked_fill(own | torch.eye(len(run), dtype=torch.bool), torch.inf).min(1).values
-        limit = (within[within.isfinite()].quantile(0.95) * between.quantile(0.05)).sqrt()
+        within = leave_one_out(distances, ~same_run | itself)
+        if not len(within):
+            return list(range(len(aligned)))
+        limit = (within.quantile(0.95) * leave_one_out(distances, same_run).quantile(0.05)).sqrt()
         return connected_components((pairwise_distances(aligned, aligned) < limit).numpy())[1].tolist()
+
+
+def _first(distances: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the `count` least of each row, and where they are, `(n, count)`."""
+    values, places = distances.topk(count, largest=False)
+    return values, places
 
 
 def place_in_time(

@@ -10,7 +10,7 @@ import torch
 
 from .distributions import energy_distance, energy_test, nearest_neighbor_accuracy
 from .evaluated import EvaluatedSet
-from .intervals import Interval, between_mean, bootstrap, pair_mean, weighted_mean
+from .intervals import Interval, between_mean, bootstrap, weighted_mean, weighted_pair_mean
 from .metrics import max_similarity
 from .novelty import pairwise_distances
 from .reference import Networks, Reference
@@ -115,14 +115,13 @@ def _gains(
     units = [networks.units for networks in groups]
     # 1. Energy distances to both; what is within the samples cancels.
     to_gaussian, to_real = (pairwise_distances(codes[0], other) for other in codes[1:])
-    gaussian_within, real_within = (
-        pair_mean(pairwise_distances(x, x), unit) for x, unit in zip(codes[1:], units[1:], strict=True)
-    )
+    gaussian_within, real_within = (pairwise_distances(x, x) for x in codes[1:])
     between = pairwise_distances(codes[1], codes[2]).mean().item()
 
     def in_codes(w: torch.Tensor, g: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        far = 2 * between_mean(to_gaussian, w, g) - gaussian_within(g)
-        return (far - 2 * between_mean(to_real, w, v) + real_within(v)) / between
+        far = 2 * between_mean(to_gaussian, w, g) - weighted_pair_mean(gaussian_within, g)
+        near = 2 * between_mean(to_real, w, v) - weighted_pair_mean(real_within, v, real.units)
+        return (far - near) / between
 
     # 2. Differences of the mean scores.
     scores = [networks.evaluated.scores["test"] for networks in groups]

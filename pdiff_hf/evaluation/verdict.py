@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .criteria import BETTER, Evidence
+from .criteria import BETTER, CHANCE, Evidence
 from .evidence import BROKEN, NotAssessable
 from .measures import Criterion, rare, within
 
@@ -14,11 +14,11 @@ MEANINGS = {
     "broken": "they do less than half of what the zoo does above chance",
     "partly broken": "most of them work, but some do less than half of what the zoo does above chance",
     "worse than real": "they are less accurate than real networks",
-    "copier": "they are copies of training checkpoints, in weights or in function, or lie much closer than unseen ones",
+    "copier": "they are training checkpoints, in weights or in function, or much closer to them than unseen ones",
     "copier in part": "some of them are copies of training checkpoints, in weights or in function",
     "averager": "they are more alike than real checkpoints are, as averages of checkpoints would be",
     "repeats itself": "some of them are copies of each other",
-    "off the zoo": "they are further from the zoo, or more different from each other, than unseen real checkpoints are",
+    "off the zoo": "they are further from the zoo, or from each other, than unseen real checkpoints are",
     "Gaussian-equivalent": "nothing measured here tells them from a Gaussian fitted in the generator's own codes",
     "faithful": "they perform, spread and lie as far from the zoo as unseen real checkpoints do",
     "better than real": "they are more accurate than unseen real checkpoints, and spread and lie as far from the zoo",
@@ -47,7 +47,7 @@ def decide(evidence: Evidence, criteria: dict[str, Criterion]) -> tuple[str, str
                 return "copier", f"{found.name} {found.value}"
             if found.status == "failed":
                 return "copier in part", f"{found.name} {found.value}"
-            if not averager and space.auc.high < criteria["near"].measures["weights"].least and space.r.high < NEAR:
+            if not averager and space.auc.high < CHANCE[0] and space.r.high < NEAR:
                 return "copier", f"AUC {name} = {space.auc} and r = {space.r}"
     # 3. Are they averages, or copies of each other?
     if averager:
