@@ -65,8 +65,8 @@ class Distances:
     """Distance to the nearest zoo member in one space: r (median, quantiles, that of held-out checkpoints) and AUC.
 
     `rank_statistic` is the AUC in standard errors of the rank test (Z_U), `heldout_rank_statistic` that of held-out
-    checkpoints against the zoo's own leave-one-out. `apart` is the chance that a sample is further from the nearest
-    other sample than a held-out checkpoint from the nearest other one, in sets of the same size.
+    checkpoints against the zoo's own leave-one-out. `apart` is the median distance of a sample to the nearest other
+    sample over that of a held-out checkpoint to the nearest other one, in sets of the same size.
     """
 
     r: Interval
@@ -250,7 +250,11 @@ def _distances(
     generator = torch.Generator().manual_seed(seed)
     ours, theirs = (x.take(torch.randperm(len(x), generator=generator)[:count]) for x in (sample, reference.real))
     within, real_within = (reference.distances_within(x, space) for x in (ours, theirs))
-    apart = bootstrap(lambda w, v: copying_auc(within, real_within, w, v), ours.units, theirs.units)
+    apart = bootstrap(
+        lambda w, v: weighted_median(within, w) / weighted_median(real_within, v).clamp(min=1e-12),
+        ours.units,
+        theirs.units,
+    )
     nearest = reference.distances_within(sample, space)
     least = COPY * real_within[real_within.isfinite()].quantile(0.05)
     quantiles = [ratios.quantile(q).item() for q in (0.05, 0.5, 0.95)]
