@@ -214,15 +214,13 @@ def test_real_checkpoints_lie_as_far_from_the_zoo_as_heldout_ones(multi_run: Pla
 
 
 def test_duplicates_in_the_zoo_hide_no_copies(multi_run: Planted):
-    case = multi_run.case
-    zoo = torch.cat(
-        [
-            case.zoo[:60],
-            case.zoo[:60],
-            multi_run.auditor.reference.symmetries.transform(case.zoo[:60], torch.Generator().manual_seed(0)),
-        ]
-    )
-    auditor = Auditor(zoo, **{**case.arguments(), "runs": list(range(180)), "num_baseline_models": FEW})
+    symmetries = multi_run.auditor.reference.symmetries
+    members = multi_run.case.zoo[:60]
+    hidden = symmetries.transform(members, torch.Generator().manual_seed(0))
+    zoo = torch.cat([members, members, hidden])
+    known = {**multi_run.case.arguments(), "runs": list(range(180)), "num_baseline_models": FEW}
+
+    auditor = Auditor(zoo, **known)
 
     assert auditor.audit(zoo[:SAMPLES]).verdict == "copier"
     assert auditor.audit(multi_run.samples("real checkpoints")).verdict == "faithful"
