@@ -299,7 +299,7 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
             {"copier", "copier in part"},
         ),
         "interpolation of two": (lambda: (p.members() + p.members()) / 2, {"averager", "copier", *BAD}),
-        "three quarters of one": (lambda: 0.75 * p.members() + 0.25 * p.members(), {"averager", "copier", *BAD}),
+        "three quarters of one": (lambda: 0.75 * p.members() + 0.25 * p.members(), {"averager", "copier", "copier in part", *BAD}),
         "mean with small noise": (lambda: p.zoo.mean(0) + 0.05 * p.std * p.noise(), {"averager"}),
         "mean with idle noise": (lambda: p.zoo.mean(0) + p.idle_noise(spread / 2**0.5), {"averager"}),
         "averages of 4": (lambda: p.averages(4), {"averager", "worse than real"}),

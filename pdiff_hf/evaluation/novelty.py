@@ -7,6 +7,7 @@ import torch
 from .intervals import between_mean
 
 COLUMNS = 2**16  # as many of a large vector are taken at a time
+CENTERED = 50  # vectors whose median is subtracted
 
 
 def correlation_length(similarity: torch.Tensor, step: torch.Tensor) -> int:
@@ -45,7 +46,7 @@ def pairwise_distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor
     for start in range(0, ours.shape[1], COLUMNS):
         columns = slice(start, start + COLUMNS)
         x, y = ours[:, columns].double(), theirs[:, columns].double()
-        center = y.mean(0)  # differences of close vectors keep their digits
+        center = y[:CENTERED].median(0).values  # so that differences of close vectors keep their digits
         x, y = x - center, y - center
         squares += (x**2).sum(1)[:, None] + (y**2).sum(1)[None, :] - 2 * x @ y.T
     return squares.clamp(min=0).sqrt()
