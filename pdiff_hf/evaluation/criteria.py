@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .evidence import Disperses, NotAssessable, Novel, Performs
+from .evidence import COPY, Disperses, NotAssessable, Novel, Performs
 from .intervals import Interval
 from .measures import Criterion, Measure, criterion, not_assessable, rare, within
 from .resemblance import Distinguishable, OutsideTheCurve
@@ -83,14 +83,15 @@ def criteria_of(evidence: Evidence) -> dict[str, Criterion]:
             **{s: rare(f"repeated {at[s]}", d.repeated, d.total, 0.0) for s, d in spaces.items()},
             **{
                 f"{s}_apart": measured(
-                    f"distance to the nearest other one {at[s]}, over real networks'", d.apart, 1.0, SPREAD[0]
+                    f"distance to the nearest other one {at[s]}, over real networks'", d.apart, 1.0, COPY
                 )
                 for s, d in compared.items()
             },
         )
     # 4. More than a Gaussian, and beyond the curve.
-    gaussian, gains = evidence.distinguishable, evidence.distinguishable
-    best = max(gains.gain_in_codes, gains.gain_in_score, key=lambda gain: gain.low)
+    gaussian = evidence.distinguishable
+    gains = (gaussian.gain_in_codes, gaussian.gain_in_distance, gaussian.gain_in_score)
+    best = max(gains, key=lambda gain: gain.low)
     more = measured("nearer to real networks than to a Gaussian, by", best, None, 0.0)
     if not gaussian.answer:
         more = Measure(more.name, more.value, None, 0.0, None, "failed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -25,8 +26,9 @@ class Distinguishable:
     """Whether samples differ from a Gaussian in the generator's codes (the `answer`), and are nearer to real networks.
 
     `gain_in_codes` is how much further the samples lie from the Gaussian than from held-out checkpoints, by the
-    energy distance in the leading codes of the zoo, relative to that between the two; `gain_in_score` is the same
-    of mean scores. Both are those of the Gaussian, of all that baselines draw, for which they are least.
+    energy distance in the leading codes of the zoo, relative to that between the two; `gain_in_distance` is the same
+    of the mean logarithm of the distance to the nearest zoo member in these codes, `gain_in_score` of the mean score.
+    All are those of the Gaussian, of all that baselines draw, for which the best of them is least.
     """
 
     energy_p_value: float
@@ -35,6 +37,7 @@ class Distinguishable:
     answer: bool
     closest_gaussian: str
     gain_in_codes: Interval
+    gain_in_distance: Interval
     gain_in_score: Interval
     from_heldout: dict[str, float] | None
 
@@ -92,7 +95,8 @@ def distinguishable(
     difference = (ours.mean() - theirs.mean()).item()
     answer = min(p_value, neighbors_p) < SIGNIFICANCE or abs(difference) > WIDE * error
     # 3. Are they nearer to real networks than to any Gaussian? The least convincing answer counts.
-    gains = {name: _gains(sample, networks, real, encode) for name, networks in gaussians.items()}
+    zoo = encode(reference.zoo.aligned)
+    gains = {name: _gains(sample, networks, real, zoo, encode) for name, networks in gaussians.items()}
     closest = min(gains, key=lambda name: max(gain.low for gain in gains[name]))
     # 4. For information, how samples differ from held-out checkpoints.
     from_heldout = None
@@ -101,15 +105,31 @@ def distinguishable(
             "energy_distance": energy_distance(sample.evaluated.parameters, reference.heldout.evaluated.parameters),
             "nearest_neighbour_accuracy": nearest_neighbor_accuracy(sample.aligned, reference.heldout.aligned),
         }
+    in_codes, in_distance, in_score = gains[closest]
     return Distinguishable(
-        p_value, neighbors_p, _within(difference, error), answer, closest, *gains[closest], from_heldout
+        p_value,
+        neighbors_p,
+        _within(difference, error),
+        answer,
+        closest,
+        in_codes,
+        in_distance,
+        in_score,
+        from_heldout,
     )
 
 
 def _gains(
-    sample: Networks, gaussian: Networks, real: Networks, encode: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[Interval, Interval]:
-    """Returns how much nearer the samples are to real networks than to a Gaussian, in codes and in mean score."""
+    sample: Networks,
+    gaussian: Networks,
+    real: Networks,
+    zoo: torch.Tensor,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[Interval, ...]:
+    """Returns how much nearer the samples are to real networks than to a Gaussian: in codes, distance and score.
+
+    `zoo` `(N, k)` are the codes of the zoo.
+    """
     groups = (sample, gaussian, real)
     codes = [encode(networks.aligned).double() for networks in groups]
     units = [networks.units for networks in groups]
@@ -123,14 +143,16 @@ def _gains(
         near = 2 * between_mean(to_real, w, v) - weighted_pair_mean(real_within, v, real.units)
         return (far - near) / between
 
-    # 2. Differences of the mean scores.
+    # 2. Differences of means: of the distance to the zoo, where a Gaussian leaves the manifold, and of the score.
+    distances = [pairwise_distances(x, zoo).min(1).values.clamp(min=1e-12).log() for x in codes]
     scores = [networks.evaluated.scores["test"] for networks in groups]
 
-    def in_score(w: torch.Tensor, g: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        ours, theirs, truth = (weighted_mean(s, x) for s, x in zip(scores, (w, g, v), strict=True))
+    def in_means(values: list[torch.Tensor], *weights: torch.Tensor) -> torch.Tensor:
+        ours, theirs, truth = (weighted_mean(v, w) for v, w in zip(values, weights, strict=True))
         return (ours - theirs).abs() - (ours - truth).abs()
 
-    return bootstrap(in_codes, *units), bootstrap(in_score, *units)
+    gains = (in_codes, partial(in_means, distances), partial(in_means, scores))
+    return tuple(bootstrap(gain, *units) for gain in gains)
 
 
 def baseline_figures(baselines: dict[str, EvaluatedSet], reference: Reference) -> list[BaselineFigures]:
