@@ -114,7 +114,7 @@ def train_mlps(
 
 def multi_run_case(
     seed: int,
-    runs: int = 300,
+    runs: int = 400,
     steps: int = 300,
     hidden: tuple[int, ...] = (HIDDEN,),
     kept: int = 1,
@@ -122,7 +122,7 @@ def multi_run_case(
     duplicates: float = 0.0,
     rows: int | None = 250,
 ) -> Case:
-    """Independent trainings of an MLP, all at once: half of them the zoo, a sixth held out, the rest never seen.
+    """Independent trainings of an MLP, all at once: three eighths the zoo, an eighth held out, the rest never seen.
 
     `clusters` trunks are what runs branch off, one after the other; 0 are independent. Of the zoo's rows a share of
     `duplicates` is replaced by copies of others.
@@ -138,11 +138,11 @@ def multi_run_case(
         vectors = torch.stack(parts, dim=1).flatten(0, 1)
     else:
         model, vectors = train_mlps(images, list(hidden), seeds, steps, rows, kept=kept)
-    others = [10**7 + s for s in seeds[: max(100, runs // 3)]]
+    others = [10**7 + s for s in seeds[: max(100, runs // 4)]]
     _, better = train_mlps(images, list(hidden), others, 2 * steps, 7 * (rows or 250))
     processor = make_processor(model, "full")
-    half, sixth = runs // 2, runs // 6
-    zoo, heldout, unseen = vectors.split([half * kept, sixth * kept, (runs - half - sixth) * kept])
+    many, few = 3 * runs // 8, runs // 8
+    zoo, heldout, unseen = vectors.split([many * kept, few * kept, (runs - many - few) * kept])
     if duplicates:
         generator = torch.Generator().manual_seed(seed)
         count = int(len(zoo) * duplicates)
@@ -153,8 +153,8 @@ def multi_run_case(
     idle = torch.zeros(hidden[0], processor.parameter_dim)
     for unit in range(hidden[0]):
         idle[unit, unit * 64 + black[0]], idle[unit, unit * 64 + black[1]] = 0.5**0.5, -(0.5**0.5)
-    numbers = [[i for i in range(count) for _ in range(kept)] for count in (half, sixth)]
-    known = (zoo, numbers[0], None, heldout, [half + i for i in numbers[1]], None)
+    numbers = [[i for i in range(count) for _ in range(kept)] for count in (many, few)]
+    known = (zoo, numbers[0], None, heldout, [many + i for i in numbers[1]], None)
     return Case(images, model, processor, *known, unseen, idle, None if clusters else better)
 
 
@@ -287,6 +287,8 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
     spread = (2 * p.zoo.var(0).sum()).sqrt()
     planted: dict[str, tuple[Callable[[], torch.Tensor], set[str]]] = {
         "real checkpoints": (p.real, {"faithful"}),
+        "half as many real checkpoints": (lambda: p.real(count // 2), {"faithful"}),
+        "twice as many real checkpoints": (lambda: p.real(2 * count), {"faithful"}),
         "copies": (p.members, {"copier"}),
         "copies with small noise": (lambda: p.members() + 0.05 * p.std * p.noise(), {"copier"}),
         "copies with idle noise": (lambda: p.members() + p.idle_noise(3 * p.natural), {"copier"}),
@@ -299,7 +301,10 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
             {"copier", "copier in part"},
         ),
         "interpolation of two": (lambda: (p.members() + p.members()) / 2, {"averager", "copier", *BAD}),
-        "three quarters of one": (lambda: 0.75 * p.members() + 0.25 * p.members(), {"averager", "copier", "copier in part", *BAD}),
+        "three quarters of one": (
+            lambda: 0.75 * p.members() + 0.25 * p.members(),
+            {"averager", "copier", "copier in part", *BAD},
+        ),
         "mean with small noise": (lambda: p.zoo.mean(0) + 0.05 * p.std * p.noise(), {"averager"}),
         "mean with idle noise": (lambda: p.zoo.mean(0) + p.idle_noise(spread / 2**0.5), {"averager"}),
         "averages of 4": (lambda: p.averages(4), {"averager", "worse than real"}),
@@ -321,7 +326,7 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
         "kernel density, narrow": (lambda: _in_codes(codes, p, 0.5), FAULTS),
         "kernel density, wide": (lambda: _in_codes(codes, p, 1.0), FAULTS),
         "smoothed bootstrap": (lambda: smoothed_bootstrap(p.zoo, count, p.generator, 0.5), FAULTS),
-        "unit crossover": (p.crossover, BAD | {"copier", "averager"}),
+        "unit crossover": (p.crossover, gaussian | {"copier", "copier in part", "averager"}),
         "five real runs repeated": (lambda: p.real(5).repeat(-(-count // 5), 1)[:count], {"repeats itself"}),
         "ten real runs repeated": (lambda: p.real(10).repeat(-(-count // 10), 1)[:count], {"repeats itself"}),
         "ten real runs repeated with noise": (
