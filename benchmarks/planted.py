@@ -190,9 +190,20 @@ def trajectory_case(seed: int, checkpoints: int = 300, width: int = 32, vit: boo
     collected = collect(images, load_target(settings, images), settings)
     zoo, heldout, unseen = (collected.splits[split] for split in ("train", "test", "validation"))
     model, processor = collected.target_model, collected.processor
-    known: list[Any] = [rows for split in (zoo, heldout) for rows in (split.parameters, split.run, split.step)]
     idle = _directions_without_derivative(model, processor, zoo.parameters.mean(0), images)
-    return Case(images, model, processor, *known, unseen=unseen.parameters, idle=idle)
+    return Case(
+        images,
+        model,
+        processor,
+        zoo.parameters,
+        zoo.run,
+        zoo.step,
+        heldout.parameters,
+        heldout.run,
+        heldout.step,
+        unseen.parameters,
+        idle,
+    )
 
 
 def _directions_without_derivative(
