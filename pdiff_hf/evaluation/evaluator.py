@@ -25,8 +25,6 @@ from .uncertainty import SIZES, deep_ensemble_equivalent, ensemble_figures
 
 # Zoo members of one run within this many steps are near-copies and do not count as each other's nearest.
 NEIGHBOR_STEPS = 20
-# The generator's own settings, the shipped one first: as many as a baseline has.
-TEMPERATURES = (1.0, 0.3, 0.5, 0.7, 0.85, 1.15)
 TRACED_SEEDS, TRACED_STEPS, TRACED_IMAGES = 5, 20, 2000  # for the figure of the reverse process
 PLACED = 25  # networks of a baseline at one setting, for the figure of accuracy and novelty
 ENSEMBLES = {"zoo", "heldout", "generated"}  # sets that prediction ensembles are made of
@@ -76,24 +74,20 @@ def evaluate(
         LayoutError: If the checkpoints are of another layout than the pipeline's.
         NonFiniteParametersError: If a sample is not finite, without `drop_broken`.
     """
-    # 1. Draw latents once, and decode them at each temperature.
+    # 1. Draw the samples.
     zoo = checkpoints.zoo
     pipe.processor.check(zoo.parameters)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     (latents,) = pipe(num_models, num_inference_steps, generator, output_type="latent", return_dict=False)
-    samples = {
-        f"temperature {factor:g}": pipe.autoencoder.decode(latents.float() * temperature * factor).sample.cpu()
-        for factor in TEMPERATURES
-    }
+    samples = pipe.autoencoder.decode(latents.float() * temperature).sample.cpu()
     sampling_seconds = time.perf_counter() - started
-    for name, vectors in samples.items():
-        broken = int((~vectors.isfinite()).any(1).sum())
-        if broken and not drop_broken:
-            raise NonFiniteParametersError(
-                f"{broken} of the {len(vectors)} samples at {name} are NaN or infinite; "
-                "--drop_broken (drop_broken=True) counts them as broken and audits the others."
-            )
+    broken = int((~samples.isfinite()).any(1).sum())
+    if broken and not drop_broken:
+        raise NonFiniteParametersError(
+            f"{broken} of the {num_models} samples are NaN or infinite; "
+            "--drop_broken (drop_broken=True) counts them as broken and audits the others."
+        )
     # 2. Audit them; held-out checkpoints of other runs are only measured.
     started = time.perf_counter()
     heldout, runs = checkpoints.splits["test"], set(zoo.run)
@@ -142,10 +136,10 @@ def evaluate(
 
 def _shown(answer: Audit) -> dict[str, EvaluatedSet]:
     """Returns the sets of a report by key, in the order of their table."""
-    samples, baselines = answer.networks["samples"], answer.networks["baselines"]
+    baselines = answer.networks["baselines"]
     available = {key: baselines[row.baseline] for key, row in SETS.items() if row.baseline in baselines}
     available |= answer.networks["real"] | answer.networks["further"]
-    available["generated"] = samples[f"temperature {TEMPERATURES[0]:g}"]
+    available["generated"] = answer.networks["samples"]["samples"]
     return {key: available[key] for key in SETS if key in available}
 
 

@@ -81,7 +81,7 @@ def accuracy_against_novelty(evaluation: Evaluation) -> Figure:
         if names:
             means = np.stack([places[name].mean(0) for name in names])
             style = {"color": row.color, "marker": row.marker, "label": row.family or row.label}
-            axes.plot(means[:, 0], means[:, 1], linewidth=1.3, markersize=7, zorder=4, **style)
+            axes.plot(means[:, 0], means[:, 1], linewidth=1.3, markersize=7, zorder=5 - (len(names) > 1), **style)
             _draw_arrows(axes, means, row)
     # 4. Samples.
     row, generated = SETS["generated"], places["generated"]

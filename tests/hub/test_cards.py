@@ -156,7 +156,7 @@ def test_the_figures_of_a_card_are_those_of_the_metrics(audited: Audited):
         assert f"| {name.removesuffix('_seconds')} | {seconds:.2f} |" in text
     shown = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", text))
     assert shown == {path.name for path in audited.evaluated.glob("*.png")}
-    assert len(shown) == 5
+    assert len(shown) == 6
 
 
 @pytest.mark.parametrize("name", ["unevaluated", "evaluated"])
