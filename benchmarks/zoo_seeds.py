@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pdiff_hf import TrajectorySettings, collect, fit
 from pdiff_hf.evaluation import evaluate
-from pdiff_hf.evaluation.criteria import NotAssessable
+from pdiff_hf.evaluation.evidence import NotAssessable
 from pdiff_hf.evaluation.plots import draw_distribution
 from pdiff_hf.folders import replace_folder
 from pdiff_hf.hub.cards import describe_hardware
@@ -45,7 +45,7 @@ def main() -> None:
         pipe = fit(checkpoints, arguments.recipe)
         pipe.set_progress_bar_config(disable=True)
         evaluation = evaluate(pipe, checkpoints, images, num_baseline_models=50)
-        found = evaluation.answer.criteria
+        found = evaluation.answer.evidence
         cells = [
             str(seed),
             evaluation.answer.verdict,

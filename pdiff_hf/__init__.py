@@ -12,6 +12,7 @@ from .data.images import load_images as load_images
 from .data.inputs import TensorData as TensorData
 from .data.inputs import TensorSplit as TensorSplit
 from .evaluation import Audit as Audit
+from .evaluation import Auditor as Auditor
 from .evaluation import audit as audit
 from .fitting.autoencoder import fit_autoencoder as fit_autoencoder
 from .fitting.denoiser import fit_denoiser as fit_denoiser

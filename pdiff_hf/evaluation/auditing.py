@@ -16,7 +16,7 @@ from ..fitting.pipeline import describe_fit
 from ..folders import require_writable_folder
 from ..hub.files import RepositoryFiles
 from ..hub.safety import printable, read_json
-from ..pipelines.card import metrics_table, summarize
+from ..pipelines.card import criteria_table, metrics_table, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, require_within, setting
 from ..zoo.checkpoints import load_checkpoints
@@ -41,21 +41,23 @@ class AuditSettings(HubSettings):
     num_baseline_models: int = setting(100, "Networks drawn from each baseline at each strength.")
     num_inference_steps: int | None = setting(None, "Steps of the sampler; by default the shipped ones.")
     temperature: float = setting(1.0, "Factor on the generator's latents.")
+    drop_broken: bool = setting(False, "Leave out samples that are not finite, and count them as broken.")
     seed: int = setting(0, "Random seed for the samples of the generator and the baselines.")
 
     def __post_init__(self) -> None:
-        require_within(self, 1, "num_models", "num_baseline_models", "num_inference_steps")
+        require_within(self, 2, "num_models")
+        require_within(self, 1, "num_baseline_models", "num_inference_steps")
         require_within(self, 0, "temperature", "seed")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None, description: str | None = None) -> None:
-    """Parses the flags, audits on the main process, writes the report and prints its table."""
+    """Parses the flags, audits on the main process, writes the report and prints its tables."""
     parser = HfArgumentParser(AuditSettings, prog=prog, description=description)
     (settings,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     accelerator = Accelerator()
     if accelerator.is_main_process:
         metrics = audit_pipeline(settings, accelerator.device)
-        for line in (*metrics_table(metrics).split("\n"), "", summarize(metrics)):
+        for line in "\n\n".join([criteria_table(metrics), metrics_table(metrics), summarize(metrics)]).split("\n"):
             print(printable(line))
         print(f"\nReport and figures: {settings.output_dir}")
     accelerator.wait_for_everyone()
@@ -101,6 +103,7 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
         seed=settings.seed,
         num_inference_steps=settings.num_inference_steps,
         temperature=settings.temperature,
+        drop_broken=settings.drop_broken,
     )
     metrics = write_report(settings.output_dir, evaluation, fitted, pipe.processor)
     if is_folder:

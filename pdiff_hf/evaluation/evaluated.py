@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..data.inputs import LabeledData
-from ..targets.inference import network_predictions
+from ..targets.inference import iter_logits
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import Task, task_of
+
+PROBES = 256  # validation examples whose answers functions are compared by
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class EvaluatedSet:
     """A set of networks and what they do on validation and test examples."""
 
     parameters: torch.Tensor  # (n, D)
+    answers: (
+        torch.Tensor
+    )  # (n, k) float32, probabilities (or values) on up to `PROBES` validation examples, as a vector
     task: Task  # what the predictions are
     units: torch.Tensor  # (n,) int64, number of the independent unit of each network, which intervals resample
     predictions: dict[str, torch.Tensor]  # of each split (n, examples)
@@ -34,7 +38,7 @@ class EvaluatedSet:
         """Returns the networks at `rows`, a slice or `(k,)` int64, each a unit of its own."""
         figures = ({split: t[rows] for split, t in f.items()} for f in (self.predictions, self.wrong, self.scores))
         parameters = self.parameters[rows]
-        return EvaluatedSet(parameters, self.task, torch.arange(len(parameters)), *figures)
+        return EvaluatedSet(parameters, self.answers[rows], self.task, torch.arange(len(parameters)), *figures)
 
     def disagreement(self, other: EvaluatedSet, split: str) -> torch.Tensor:
         """Returns how much each two networks of the sets disagree, `(n, k)`."""
@@ -43,23 +47,6 @@ class EvaluatedSet:
     def mean_disagreement(self, split: str) -> float | None:
         """Returns how much two networks of the set disagree on average, or None for a single network."""
         return self.task.mean_disagreement(self.predictions[split])
-
-
-@dataclass(frozen=True)
-class Zoo:
-    """The zoo with what is known of its rows, and the held-out checkpoints."""
-
-    networks: EvaluatedSet
-    aligned: torch.Tensor  # (N, D), their parameters modulo the symmetries of the network
-    run: torch.Tensor  # (N,) int64, number of each member's run
-    step: torch.Tensor  # (N,) int64
-    length: int | None  # correlation length of a single trajectory, in steps
-    heldout: EvaluatedSet | None  # if there are any
-
-    @property
-    def real(self) -> EvaluatedSet:
-        """Real networks that samples are compared with: two held-out checkpoints or more, else the zoo's members."""
-        return self.heldout if self.heldout is not None and len(self.heldout) > 1 else self.networks
 
 
 def evaluate_sets(
@@ -74,20 +61,18 @@ def evaluate_sets(
     vectors = [named for group in groups.values() for named in group.values()]
     together = torch.cat(vectors)
     predictions, wrong, scores = {}, {}, {}
+    answers: list[torch.Tensor] = []
     for split, part in (("validation", images.validation), ("test", images.test)):
-        inputs = images.inputs(part)
-        predictions[split], _ = network_predictions(model, processor, together, inputs, part.labels, progress)
+        found = []
+        for logits in iter_logits(model, processor, together, images.inputs(part), progress):
+            found.append(task.predict(logits.float()).cpu())
+            seen = sum(batch.shape[1] for batch in answers)
+            if split == "validation" and seen < PROBES:
+                answers.append(task.answers(logits[:, : PROBES - seen].float()).cpu())
+        predictions[split] = torch.cat(found, dim=1)
         wrong[split] = task.wrong(predictions[split], part.labels)
         scores[split] = task.score(predictions[split], part.labels)
-    everything = EvaluatedSet(together, task, torch.arange(len(together)), predictions, wrong, scores)
+    units = torch.arange(len(together))
+    everything = EvaluatedSet(together, torch.cat(answers, 1).flatten(1), task, units, predictions, wrong, scores)
     rows = (slice(stop - len(v), stop) for v, stop in zip(vectors, accumulate(map(len, vectors)), strict=True))
     return {group: {name: everything.take(next(rows)) for name in sets} for group, sets in groups.items()}
-
-
-def place_in_time(
-    runs: Sequence[Any] | None, steps: Sequence[int] | None, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns run number and step of each of `count` rows, `(count,)` int64; unknown, they are 0 and the row."""
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(runs or []))}
-    run = torch.zeros(count, dtype=torch.long) if runs is None else torch.tensor([numbers[name] for name in runs])
-    return run, torch.arange(count) if steps is None else torch.as_tensor(steps)

@@ -11,20 +11,22 @@ import torch
 from ..data.inputs import LabeledData, take_inputs
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..targets.inference import network_logits, network_predictions
+from ..targets.processing_parameters import NonFiniteParametersError
 from ..targets.task import classification, task_of
 from ..zoo.checkpoints import Checkpoints, CheckpointSplit
-from .audit import Audit, audit
-from .evaluated import EvaluatedSet, place_in_time
+from .audit import Audit, Auditor
+from .evaluated import EvaluatedSet
+from .evidence import NotAssessable
 from .metrics import chance_corrected_iou, dispersion, iou, max_similarity, mean_pairwise_iou, score_statistics
 from .novelty import neighbors_in_time
-from .sets import SETS
+from .reference import Networks, Reference, place_in_time
+from .sets import SETS, family_of
 from .uncertainty import SIZES, deep_ensemble_equivalent, ensemble_figures
 
 # Zoo members of one run within this many steps are near-copies and do not count as each other's nearest.
 NEIGHBOR_STEPS = 20
-# The generator's own settings, the shipped one first: as many as a baseline has.
-TEMPERATURES = (1.0, 0.3, 0.5, 0.7, 0.85, 1.15)
 TRACED_SEEDS, TRACED_STEPS, TRACED_IMAGES = 5, 20, 2000  # for the figure of the reverse process
+PLACED = 25  # networks of a baseline at one setting, for the figure of accuracy and novelty
 ENSEMBLES = {"zoo", "heldout", "generated"}  # sets that prediction ensembles are made of
 
 
@@ -36,8 +38,10 @@ class Evaluation:
     networks: dict[str, EvaluatedSet]
     max_similarity: dict[str, torch.Tensor]  # of each set (n,), largest test similarity with the zoo, or NaN
     answer: Audit
+    places: dict[str, torch.Tensor]  # r and test score (k, 2), by set or baseline; empty if r is not assessable
     similarity: torch.Tensor  # (sets, sets), mean similarity between any two sets on test images
-    reverse_process: torch.Tensor  # (steps, seeds), test score along the sampler's steps
+    reverse_process: torch.Tensor  # (steps, seeds), test score along the sampler's steps, NaN where not finite
+    chance: float  # test score of a network that knows nothing
     costs: dict[str, float]  # seconds
     data: dict[str, str]  # identity of the images, and the task
 
@@ -52,6 +56,7 @@ def evaluate(
     seed: int = 0,
     num_inference_steps: int | None = None,
     temperature: float = 1.0,
+    drop_broken: bool = False,
 ) -> Evaluation:
     """Audits a generator beside its zoo, held-out checkpoints and baselines, on validation and test images.
 
@@ -63,29 +68,33 @@ def evaluate(
         num_models, num_baseline_models: Samples of the generator, and of each baseline at each setting.
         num_inference_steps: Steps of the sampler; by default the shipped ones.
         temperature: Factor on the generator's latents.
+        drop_broken: Leave out samples that are not finite, and count them as broken.
 
     Raises:
         LayoutError: If the checkpoints are of another layout than the pipeline's.
+        NonFiniteParametersError: If a sample is not finite, without `drop_broken`.
     """
-    # 1. Draw latents once, and decode them at each temperature.
+    # 1. Draw the samples.
     zoo = checkpoints.zoo
     pipe.processor.check(zoo.parameters)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     (latents,) = pipe(num_models, num_inference_steps, generator, output_type="latent", return_dict=False)
-    samples = {
-        f"temperature {factor:g}": pipe.autoencoder.decode(latents.float() * temperature * factor).sample.cpu()
-        for factor in TEMPERATURES
-    }
+    samples = pipe.autoencoder.decode(latents.float() * temperature).sample.cpu()
     sampling_seconds = time.perf_counter() - started
+    broken = int((~samples.isfinite()).any(1).sum())
+    if broken and not drop_broken:
+        raise NonFiniteParametersError(
+            f"{broken} of the {num_models} samples are NaN or infinite; "
+            "--drop_broken (drop_broken=True) counts them as broken and audits the others."
+        )
     # 2. Audit them; held-out checkpoints of other runs are only measured.
     started = time.perf_counter()
     heldout, runs = checkpoints.splits["test"], set(zoo.run)
     is_own = [run in runs for run in heldout.run]
     own = heldout.take(is_own) if any(is_own) else heldout  # if none is of the zoo's own runs, all count as such
     other = heldout.take([any(is_own) and not chosen for chosen in is_own])
-    answer = audit(
-        samples,
+    auditor = Auditor(
         zoo.parameters,
         heldout=own.parameters if len(own) else None,
         runs=zoo.run,
@@ -97,10 +106,10 @@ def evaluate(
         images=images,
         autoencoder=pipe.autoencoder,
         num_baseline_models=num_baseline_models,
-        further={"heldout_branch": other.parameters} if len(other) else None,
         seed=seed,
         progress=True,
     )
+    answer = auditor.audit(samples, {"heldout_branch": other.parameters} if len(other) else None, drop_broken)
     # 3. Of all that the audit evaluated, the sets that a report shows, with their figures.
     networks = _shown(answer)
     sets, nearest = _figures(networks, zoo)
@@ -116,8 +125,10 @@ def evaluate(
         networks=networks,
         max_similarity=nearest,
         answer=answer,
+        places=_places(auditor.reference, networks, answer),
         similarity=_similarity([rows.wrong["test"] for rows in networks.values()]),
         reverse_process=_reverse_process(pipe, images, num_inference_steps, seed),
+        chance=auditor.chance,
         costs={"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started},
         data={"test_images_sha256": images.test.fingerprint(), "task": task.name, "score_name": task.score_name},
     )
@@ -125,10 +136,10 @@ def evaluate(
 
 def _shown(answer: Audit) -> dict[str, EvaluatedSet]:
     """Returns the sets of a report by key, in the order of their table."""
-    samples, baselines = answer.networks["samples"], answer.networks["baselines"]
+    baselines = answer.networks["baselines"]
     available = {key: baselines[row.baseline] for key, row in SETS.items() if row.baseline in baselines}
     available |= answer.networks["real"] | answer.networks["further"]
-    available["generated"] = samples[f"temperature {TEMPERATURES[0]:g}"]
+    available["generated"] = answer.networks["samples"]["samples"]
     return {key: available[key] for key in SETS if key in available}
 
 
@@ -157,6 +168,31 @@ def _figures(
         f = (sets[key]["test"]["disagreement"] or 0.0) / reference if reference else None
         sets[key]["dispersion"] = {"R": dispersion(rows.parameters, members.parameters), "F": f}
     return sets, nearest  # of the last split, test
+
+
+def _places(reference: Reference, networks: dict[str, EvaluatedSet], answer: Audit) -> dict[str, torch.Tensor]:
+    """r and test score of networks `(k, 2)`: real ones, samples, and `PLACED` of each baseline at each setting.
+
+    Of the zoo it is the median r of members that are left out in turn, and the mean score.
+    """
+    if isinstance(answer.evidence.novel, NotAssessable):
+        return {}
+    # 1. Which networks: of baselines those that the report shows, at all settings.
+    families = {family_of(row.baseline) for row in SETS.values() if row.baseline}
+    baselines = answer.networks["baselines"]
+    swept = {name: rows for name, rows in baselines.items() if family_of(name) in families}
+    placed = {name: rows.take(slice(PLACED)) for name, rows in swept.items()}
+    placed |= {key: rows for key, rows in networks.items() if key in ("heldout_branch", "generated")}
+    # 2. Their distances to the zoo; held-out checkpoints keep apart from their own runs, zoo members from themselves.
+    known = {name: Networks(rows, reference.align(rows.parameters)) for name, rows in placed.items()}
+    if reference.heldout is not None:
+        known["heldout"] = reference.heldout
+    own = reference.leave_one_out("weights")  # none if there are two runs: without one, the other has no neighbor
+    middle = [own.median().item() if len(own) else 1.0, networks["zoo"].scores["test"].mean().item()]
+    return {"zoo": torch.tensor([middle], dtype=torch.float64)} | {
+        name: torch.stack([reference.ratios(rows, "weights")[1].double(), rows.evaluated.scores["test"].double()], 1)
+        for name, rows in known.items()
+    }
 
 
 def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabeledData) -> dict[str, dict[str, float]]:
@@ -193,5 +229,9 @@ def _reverse_process(
     shown = traced[:: -max(1, len(traced) // TRACED_STEPS)][::-1]  # the last step is among them
     labels = images.test.labels[:TRACED_IMAGES]
     inputs = take_inputs(images.inputs(images.test), slice(TRACED_IMAGES))
-    predictions, _ = network_predictions(pipe.target_model, pipe.processor, torch.cat(shown), inputs, labels)
-    return task_of(pipe.target_model.config).score(predictions, labels).view(len(shown), TRACED_SEEDS)
+    vectors = torch.cat(shown)
+    finite = vectors.isfinite().all(1)
+    predictions, _ = network_predictions(pipe.target_model, pipe.processor, vectors[finite], inputs, labels)
+    scores = torch.full((len(vectors),), torch.nan, dtype=torch.float64)
+    scores[finite] = task_of(pipe.target_model.config).score(predictions, labels).double()
+    return scores.view(len(shown), TRACED_SEEDS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import beta
 
 RESAMPLES = 400
 LEVEL = 0.95
@@ -13,7 +15,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its percentile-bootstrap interval."""
+    """An estimate and its 95 % interval."""
 
     value: float
     low: float
@@ -30,47 +32,71 @@ def resampling_units(run: torch.Tensor, step: torch.Tensor, length: int | None) 
     return ((step - step.min()) // max(1, length)).unique(return_inverse=True)[1]
 
 
-def resampled_weights(units: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Yields how often each row counts, `(n,)` float64, first once each, then for `RESAMPLES` draws of the units."""
-    yield torch.ones(len(units), dtype=torch.float64)
+def resampled_weights(units: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Returns how often each row counts, `(RESAMPLES + 1, n)` float64: once, then for draws of the units `(n,)`."""
     count = int(units.max()) + 1
-    for _ in range(RESAMPLES):
-        drawn = torch.randint(count, (count,), generator=generator)
-        yield torch.bincount(drawn, minlength=count)[units].double()
+    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
+    times = torch.zeros(RESAMPLES, count, dtype=torch.float64)
+    times.scatter_add_(1, drawn, torch.ones_like(times))
+    return torch.cat([torch.ones(1, len(units), dtype=torch.float64), times[:, units]])
 
 
-def bootstrap(statistic: Callable[..., float], *units: torch.Tensor, seed: int = 0) -> Interval:
-    """Returns the interval of `statistic(weights, …)`, which takes one weight vector for each vector of units."""
-    draws = [resampled_weights(unit, torch.Generator().manual_seed(seed + i)) for i, unit in enumerate(units)]
-    values = torch.tensor([statistic(*weights) for weights in zip(*draws, strict=True)], dtype=torch.float64)
+def bootstrap(statistic: Callable[..., torch.Tensor], *units: torch.Tensor, seed: int = 0) -> Interval:
+    """Returns the percentile interval of `statistic(weights, …)`.
+
+    The statistic takes weights `(resamples, n)` for each of `units` `(n,)`, and returns its values `(resamples,)`. The
+    interval is NaN where the statistic is undefined for all rows, or for more than half of the resamples.
+    """
+    draws = (resampled_weights(unit, torch.Generator().manual_seed(seed + i)) for i, unit in enumerate(units))
+    values = statistic(*draws).double()
     resampled = values[1:][values[1:].isfinite()]
+    if not values[0].isfinite() or len(resampled) < RESAMPLES / 2:
+        return Interval(values[0].item(), math.nan, math.nan)
     tail = (1 - LEVEL) / 2
     low, high = (resampled.quantile(q).item() for q in (tail, 1 - tail))
     return Interval(values[0].item(), low, high)
 
 
-def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> float:
-    """Returns the mean of `(n,)` with weights `(n,)`."""
-    return ((values.double() * weights).sum() / weights.sum()).item()
+def share_interval(count: int, total: int) -> Interval:
+    """Returns the share `count / total` of independent rows with its exact interval (Clopper & Pearson 1934)."""
+    tail = (1 - LEVEL) / 2
+    low = beta.ppf(tail, count, total - count + 1) if count else 0.0
+    high = beta.ppf(1 - tail, count + 1, total - count) if count < total else 1.0
+    return Interval(count / total, float(low), float(high))
 
 
-def weighted_median(values: torch.Tensor, weights: torch.Tensor) -> float:
-    """Returns the median of `(n,)` with weights `(n,)`."""
+def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Returns the means `(...)` of values `(n,)` with weights `(..., n)`."""
+    return weights @ values.double() / weights.sum(-1)
+
+
+def weighted_median(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Returns the medians `(...)` of values `(n,)` with weights `(..., n)`."""
     ordered, order = values.double().sort()
-    share = weights[order].cumsum(0) / weights.sum()
-    return ordered[int((share < 0.5).sum())].item()
+    share = weights[..., order].cumsum(-1) / weights.sum(-1, keepdim=True)
+    return ordered[(share < 0.5).sum(-1)]
 
 
-def weighted_pair_mean(matrix: torch.Tensor, weights: torch.Tensor) -> float:
-    """Returns the mean over pairs of distinct rows of a symmetric `(n, n)` with weights `(n,)`."""
-    products = weights[:, None] * weights[None, :]
-    products.fill_diagonal_(0)
-    return ((matrix.double() * products).sum() / products.sum()).item()
+def between_mean(matrix: torch.Tensor, weights: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Returns the means `(...)` over pairs of two sets, of `(n, m)` with weights `(..., n)` and `(..., m)`."""
+    return ((weights @ matrix.double()) * others).sum(-1) / (weights.sum(-1) * others.sum(-1))
 
 
-def weighted_spread(parameters: torch.Tensor, weights: torch.Tensor) -> float:
+def weighted_pair_mean(matrix: torch.Tensor, weights: torch.Tensor, units: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns the means `(...)` over pairs of rows of distinct units, of a symmetric `(n, n)` with weights `(..., n)`.
+
+    Pairs within a unit (by default a row) do not count: neither those of one run, nor those of a row that was drawn
+    twice, whose distance of 0 would bias a bootstrap. NaN without any pair.
+    """
+    units = torch.arange(len(matrix)) if units is None else units
+    apart = (units[:, None] != units[None, :]).double()  # (n, n)
+    distances = torch.where(apart > 0, matrix.double(), 0.0)
+    return ((weights @ distances) * weights).sum(-1) / ((weights @ apart) * weights).sum(-1)
+
+
+def weighted_spread(parameters: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Returns sqrt(tr Cov) of vectors `(n, D)` with weights `(n,)`."""
     values = parameters.double()
     mean = (weights @ values) / weights.sum()
     squares = ((values - mean) ** 2).sum(1)
-    return ((weights @ squares) / (weights.sum() - 1)).sqrt().item()
+    return ((weights @ squares) / (weights.sum() - 1)).sqrt()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from .intervals import between_mean
+
+COLUMNS = 2**16  # as many of a large vector are taken at a time
+CENTERED = 50  # vectors whose median is subtracted
+
 
 def correlation_length(similarity: torch.Tensor, step: torch.Tensor) -> int:
     """Returns the first lag of a trajectory at which the similarity of its checkpoints has reached its plateau.
@@ -35,15 +40,37 @@ def leave_one_out(distances: torch.Tensor, related: torch.Tensor) -> torch.Tenso
     return nearest[nearest.isfinite()]
 
 
+def pairwise_distances(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Returns the Euclidean distances of vectors `(n, D)` and `(k, D)`, `(n, k)` float64, in blocks of columns."""
+    squares = torch.zeros(len(ours), len(theirs), dtype=torch.float64)
+    for start in range(0, ours.shape[1], COLUMNS):
+        columns = slice(start, start + COLUMNS)
+        x, y = ours[:, columns].double(), theirs[:, columns].double()
+        center = y[:CENTERED].median(0).values  # so that differences of close vectors keep their digits
+        x, y = x - center, y - center
+        squares += (x**2).sum(1)[:, None] + (y**2).sum(1)[None, :] - 2 * x @ y.T
+    return squares.clamp(min=0).sqrt()
+
+
 def copying_auc(
     samples: torch.Tensor, heldout: torch.Tensor, weights: torch.Tensor, heldout_weights: torch.Tensor
-) -> float:
-    """Returns the chance that a sample is further from the zoo than a held-out checkpoint is, in [0, 1].
+) -> torch.Tensor:
+    """Returns the chance that a sample is further from the zoo than a held-out checkpoint is, `(...)` in [0, 1].
 
     The data-copying statistic of Meehan et al. (arXiv 2004.05675) as U / mn, ties counted half: 1/2 is as far as real
     checkpoints, near 0 copying (or averaging), near 1 off the manifold. `samples` `(n,)` and `heldout` `(m,)` are
-    distances to the nearest zoo member; the weights, float64 of the same shapes, are how often each counts.
+    distances to the nearest zoo member; the weights, float64 `(..., n)` and `(..., m)`, are how often each counts.
     """
     ours, real = samples[:, None], heldout[None, :]
     further = (ours > real).double() + 0.5 * (ours == real).double()  # (n, m)
-    return ((weights @ further @ heldout_weights) / (weights.sum() * heldout_weights.sum())).item()
+    return between_mean(further, weights, heldout_weights)
+
+
+def rank_statistic(samples: torch.Tensor, heldout: torch.Tensor) -> float:
+    """Returns Z_U: by how many standard errors of the rank test samples `(n,)` lie further than held-out `(m,)` do.
+
+    About 0 for as far as real checkpoints; below -2 too near, above 2 too far (arXiv 2004.05675).
+    """
+    n, m = len(samples), len(heldout)
+    ones = [torch.ones(count, dtype=torch.float64) for count in (n, m)]
+    return (copying_auc(samples, heldout, *ones).item() - 0.5) * (12 * n * m / (n + m + 1)) ** 0.5

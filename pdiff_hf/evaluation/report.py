@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..folders import replace_folder, write_json, write_text
 from ..hub.cards import PICTURES
-from ..pipelines.card import metrics_table, summarize
+from ..pipelines.card import criteria_table, metrics_table, number, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.saving import keep_files, write_metrics
 from ..targets.processing_parameters import ParameterProcessor
@@ -30,24 +31,27 @@ def write_report(
         UnwritableFolderError: If the folder cannot be written.
     """
     answer = evaluation.answer
-    metrics = {
-        **fitted,
-        "data": {**fitted["data"], **evaluation.data},
-        "sets": evaluation.sets,
-        "baselines": [asdict(row) for row in answer.curve],
-        "verdict": {
-            "word": answer.verdict,
-            "meaning": MEANINGS[answer.verdict],
-            "reason": answer.reason,
-            "axes": asdict(answer.criteria),
-        },
-        "costs": {**fitted["costs"], **evaluation.costs},
-    }
+    metrics = without_nan(
+        {
+            **fitted,
+            "data": {**fitted["data"], **evaluation.data},
+            "sets": evaluation.sets,
+            "baselines": [asdict(row) for row in answer.curve],
+            "verdict": {
+                "word": answer.verdict,
+                "meaning": MEANINGS[answer.verdict],
+                "reason": answer.reason,
+                "axes": asdict(answer.evidence),
+                "criteria": {name: asdict(criterion) for name, criterion in answer.criteria.items()},
+            },
+            "costs": {**fitted["costs"], **evaluation.costs},
+        }
+    )
     figures = "\n\n".join(f"![{title}]({file})" for file, title in PICTURES.items())
-    text = f"{summarize(metrics)}\n\n{metrics_table(metrics)}\n\n{figures}\n\n{baselines_table(metrics)}\n"
+    parts = (criteria_table(metrics), summarize(metrics), metrics_table(metrics), figures, baselines_table(metrics))
     with replace_folder(folder) as temporary:
         write_json(temporary / "metrics.json", metrics)
-        write_text(temporary / "report.md", text)
+        write_text(temporary / "report.md", "\n\n".join(parts) + "\n")
         draw_figures(temporary, evaluation, processor)
     return metrics
 
@@ -64,6 +68,15 @@ def add_report(
         write_metrics(temporary, pipe)
 
 
+def without_nan(value: Any) -> Any:
+    """Returns a value of JSON types in which null stands for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def baselines_table(metrics: dict[str, Any]) -> str:
     """Returns every baseline at every setting as a Markdown table, scores in per cent."""
     lines = [
@@ -73,7 +86,8 @@ def baselines_table(metrics: dict[str, Any]) -> str:
     for row in metrics["baselines"]:
         test = row["test"]
         lines.append(
-            f"| {row['name']} | {100 * test['accuracy']:.2f} | {test['max_similarity']:.3f} | {test['F']:.2f} | "
+            f"| {row['name']} | {number(test['accuracy'], 2, 100)} | {number(test['max_similarity'], 3)} | "
+            f"{number(test['F'], 2)} | "
             f"{'yes' if row['on_curve'] else ''} |"
         )
     return "\n".join(lines)

@@ -14,14 +14,15 @@ class ShownSet:
     color: str
     marker: str
     baseline: str | None = None  # the one it shows; a line of this color joins all settings of its family in figures
+    family: str | None = None  # how all of them are called there, if not by the label
 
 
 SETS = {  # by their keys in metrics.json; the zoo is where shrinking toward the average ends
-    "zoo": ShownSet("zoo (training checkpoints)", "zoo", "#999999", "o", "shrink@1"),
+    "zoo": ShownSet("zoo (training checkpoints)", "zoo", "#999999", "o", "shrink@1", "zoo shrunk to average"),
     "heldout": ShownSet("held-out checkpoints", "held-out", "#000000", "x"),
     "heldout_branch": ShownSet("held-out checkpoints, another run", "held-out, another run", "#000000", "+"),
     "average": ShownSet('average of all (the paper\'s "ensemble")', "average of all", "#F0E442", "*", "average"),
-    "averages_16": ShownSet("averages of 16", "averages of 16", "#E69F00", "^", "averages@16"),
+    "averages_16": ShownSet("averages of 16", "averages of 16", "#E69F00", "^", "averages@16", "averages of k"),
     "gaussian_diagonal": ShownSet("Gaussian, diagonal", "Gaussian, diagonal", "#56B4E9", "s", "gaussian_diagonal@1"),
     "gaussian_full": ShownSet("Gaussian, full covariance", "Gaussian, full", "#0072B2", "D", "gaussian_full@1"),
     "gaussian_codes": ShownSet(
@@ -30,3 +31,8 @@ SETS = {  # by their keys in metrics.json; the zoo is where shrinking toward the
     "noise": ShownSet("zoo with noise of 5 % of each tensor's spread", "zoo with noise", "#CC79A7", "<", "noise@0.05"),
     "generated": ShownSet("**generated**", "generated", "#D55E00", "P"),
 }
+
+
+def family_of(baseline: str) -> str:
+    """Returns the name of a baseline without its setting."""
+    return baseline.partition("@")[0]

@@ -1,55 +1,75 @@
-"""The verdict: one word for the five criteria, by the rule of `docs/audit.md`."""
+"""The verdict: one word for the criteria, by the rule of `docs/audit.md`."""
 
 from __future__ import annotations
 
-from .criteria import Criteria, NotAssessable
+from .criteria import BETTER, CHANCE, Evidence
+from .evidence import BROKEN, NotAssessable
+from .measures import Criterion, rare, within
 
-BROKEN = 0.5  # of what the zoo does above chance
-COPY = 0.5  # of the natural distance between zoo members
-NEARER = 0.25  # chance of being further from the zoo than a held-out checkpoint
-AVERAGER = 0.8  # of the zoo's spread, or of held-out checkpoints' disagreement
+WORKING = 0.75  # share of what the zoo does above chance, of the median sample
+HALF = 0.5  # share of the samples
+NEAR = 0.8  # of the natural distance
+FAITHFUL = ("works", "spreads", "new", "near", "distinct")
 MEANINGS = {
     "broken": "they do less than half of what the zoo does above chance",
-    "copier": "they lie much closer to training checkpoints than real, unseen checkpoints do",
+    "partly broken": "most of them work, but some do less than half of what the zoo does above chance",
+    "worse than real": "they are less accurate than real networks",
+    "copier": "they are training checkpoints, in weights or in function, or much closer to them than unseen ones",
+    "copier in part": "some of them are copies of training checkpoints, in weights or in function",
     "averager": "they are more alike than real checkpoints are, as averages of checkpoints would be",
-    "beyond the curve": "at the zoo's diversity they are more accurate than every baseline, the zoo included",
+    "repeats itself": "some of them are copies of each other",
+    "off the zoo": "they are further from the zoo, or from each other, than unseen real checkpoints are",
     "Gaussian-equivalent": "nothing measured here tells them from a Gaussian fitted in the generator's own codes",
     "faithful": "they perform, spread and lie as far from the zoo as unseen real checkpoints do",
-    "inconclusive": "an interval contains a threshold that decides",
+    "better than real": "they are more accurate than unseen real checkpoints, and spread and lie as far from the zoo",
+    "inconclusive": "neither faithful nor one of the other words is shown",
     "not assessable": "the zoo's runs and steps are not known, so novelty cannot be assessed",
 }
 
 
-def decide(criteria: Criteria) -> tuple[str, str]:
+def decide(evidence: Evidence, criteria: dict[str, Criterion]) -> tuple[str, str]:
     """Returns the verdict, by the precedence of `docs/audit.md`, and the figures that decided."""
-    # 1. Do the samples work at all?
-    share = criteria.performs.share_above_chance
-    if share.high < BROKEN:
-        return "broken", f"share above chance {share}"
-    if share.low < BROKEN:
-        return "inconclusive", f"share above chance {share} straddles {BROKEN:g}"
-    # 2. Are they copies? Averages are nearer to the zoo than real checkpoints, too: the AUC does not count for them.
-    r, f, novel = criteria.disperses.R, criteria.disperses.F, criteria.novel
-    averager = r.high < AVERAGER or f.high < AVERAGER
+    # 1. Do all of the samples work?
+    works, performs = criteria["works"], evidence.performs
+    share = works.measures["share"]
+    if share.value.high < BROKEN:
+        return "broken", f"share above chance {share.value}"
+    if works.measures["broken"].status == "failed" and performs.median_share >= WORKING:
+        return "partly broken", f"share of broken samples {works.measures['broken'].value}"
+    # 2. Are they copies? Averages may be nearer to the zoo than real networks, too: there, closer is needed.
+    spreads, novel = criteria["spreads"], evidence.novel
+    averager = any(measure.too_low for measure in spreads.measures.values())
     if not isinstance(novel, NotAssessable):
-        ratio, auc = novel.weights.r, novel.weights.auc
-        if ratio.high < COPY:
-            return "copier", f"r = {ratio}"
-        if not averager and auc.high < NEARER and ratio.high < 1:
-            return "copier", f"AUC = {auc} and r = {ratio}"
-        if ratio.low < COPY:
-            return "inconclusive", f"r = {ratio} straddles {COPY:g}"
-    # 3. Are they averages?
+        for space, name in ((novel.weights, "in weights"), (novel.functions, "in function")):
+            copies = space.strict_copies if averager else space.copies
+            found = rare(f"near-copies {name}", copies, space.total, space.heldout_copies)
+            if found.value.low > HALF:
+                return "copier", f"{found.name} {found.value}"
+            if found.status == "failed":
+                return "copier in part", f"{found.name} {found.value}"
+            if not averager and space.auc.high < CHANCE[0] and space.r.high < NEAR:
+                return "copier", f"AUC {name} = {space.auc} and r = {space.r}"
+    # 3. Are they averages, or copies of each other?
     if averager:
-        return "averager", f"R = {r}, F = {f}"
-    for name, value in (("R", r), ("F", f)):
-        if value.low < AVERAGER:
-            return "inconclusive", f"{name} = {value} straddles {AVERAGER:g}"
+        return "averager", str(spreads)
+    if criteria["distinct"].status == "failed":
+        return "repeats itself", str(criteria["distinct"])
+    # 4. Are they more than a Gaussian? If so, are they worse than real networks, or further out?
+    if criteria["more than a Gaussian"].status == "failed":
+        p_value = f"energy test p = {evidence.distinguishable.energy_p_value:.3f}"
+        return "Gaussian-equivalent", f"{p_value}, score {evidence.distinguishable.accuracy_difference}"
+    if works.status == "failed":
+        return "worse than real", str(works)
+    for name in ("near", "spreads"):
+        if any(measure.too_high for measure in criteria[name].measures.values()):
+            return "off the zoo", str(criteria[name])
+    # 5. Are they as real networks are in everything?
     if isinstance(novel, NotAssessable):
         return "not assessable", novel.reason
-    # 4. Are they better than what is simpler, and if not, different from it?
-    area = criteria.outside_the_curve.area
-    if area.low > 0:
-        return "beyond the curve", f"gain over the curve {area}"
-    p_value = f"p = {criteria.distinguishable.energy_p_value:.3f}"
-    return ("faithful" if criteria.distinguishable.answer else "Gaussian-equivalent"), p_value
+    needed = [criteria[name] for name in (*FAITHFUL, "more than a Gaussian")]
+    if all(criterion.status == "passed" for criterion in needed):
+        better = within("share", performs.share_above_chance, None, BETTER * performs.heldout_share)
+        if better.status == "passed":
+            return "better than real", f"share above chance {performs.share_above_chance}"
+        return "faithful", "all criteria passed"
+    return "inconclusive", "; ".join(f"{c}: {c.status}" for c in needed if c.status != "passed")

@@ -21,6 +21,7 @@ TAGS = ["p-diff", "neural-network-diffusion", "weight-generation"]
 LICENSE = "apache-2.0"
 NO_ADDRESS = "path/or/id"  # the name of the repository in a card that has not been pushed
 PICTURES = {
+    "accuracy_novelty.png": "Score against distance to the nearest zoo network",
     "accuracy_similarity.png": "Score against similarity to the zoo",
     "similarity_matrix.png": "Similarity between the sets",
     "parameter_distribution.png": "Distribution of the parameters by layer",

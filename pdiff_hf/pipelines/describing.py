@@ -14,6 +14,7 @@ from ..hub.client import HubNotFoundError, persistently
 from ..hub.files import RepositoryFiles
 from ..hub.safety import broken_files, own_files, printable, read_json
 from ..targets.processing_parameters import ParameterProcessor
+from .card import number
 from .loading import COMPONENTS, read_index
 
 DESCRIBING = (
@@ -72,16 +73,17 @@ def describe_pipeline(
         }
         if "sets" in metrics:
             described["verdict"] = {key: metrics["verdict"][key] for key in ("word", "reason")}
-            described["accuracy"] = {
-                name: {key: float(value) for key, value in figures["test"]["accuracy"].items()}
-                for name, figures in metrics["sets"].items()
-            }
-            dispersion = metrics["sets"]["generated"]["dispersion"].items()
-            described["dispersion"] = {key: None if value is None else float(value) for key, value in dispersion}
+            sets = metrics["sets"]
+            described["accuracy"] = {name: _floats(figures["test"]["accuracy"]) for name, figures in sets.items()}
+            described["dispersion"] = _floats(sets["generated"]["dispersion"])
         data = metrics.get("data", {})
         described["data"] = {key: data.get(key) for key in ("dataset_name", "checkpoints", "zoo_count")}
         described["costs"] = metrics.get("costs", {})
         return described
+
+
+def _floats(figures: dict[str, Any]) -> dict[str, float | None]:
+    return {key: None if value is None else float(value) for key, value in figures.items()}
 
 
 def description_table(described: dict[str, Any]) -> str:
@@ -102,7 +104,7 @@ def description_table(described: dict[str, Any]) -> str:
     if data:
         rows["fitted to"] = ", ".join(f"{key} {value}" for key, value in data.items())
     if "verdict" in described:
-        accuracy = {name: f"{100 * figures['mean']:.2f} %" for name, figures in described["accuracy"].items()}
+        accuracy = {name: f"{number(figures['mean'], 2, 100)} %" for name, figures in described["accuracy"].items()}
         rows["audit"] = f"{described['verdict']['word']} ({described['verdict']['reason']})"
         rows["accuracy"] = ", ".join(f"{name} {accuracy[name]}" for name in ("generated", "zoo", "average"))
         known = {key: value for key, value in described["dispersion"].items() if value is not None}  # F may be None

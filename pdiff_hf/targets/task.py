@@ -30,8 +30,14 @@ class Task(Protocol):
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         """Returns the predictions `(...)` of outputs `(..., k)`."""
 
+    def answers(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Returns what distances between functions are taken of, `(..., k)`: probabilities of classes, or values."""
+
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns the score of each network `(n,)` float64, at most 1; `(n, examples)` predictions, `(examples,)`."""
+
+    def error(self, scores: torch.Tensor) -> torch.Tensor:
+        """Returns the size of errors that scores `(n,)` mean, which disagreement is proportional to."""
 
     def wrong(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns which predictions `(n, examples)` are wrong, bool: what networks are compared by."""
@@ -62,8 +68,14 @@ class Classification:
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs.argmax(-1)
 
+    def answers(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs.softmax(-1).nan_to_num(1 / outputs.shape[-1])  # of overflown logits
+
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return (predictions == labels).double().mean(1)
+
+    def error(self, scores: torch.Tensor) -> torch.Tensor:
+        return 1 - scores
 
     def wrong(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return predictions != labels
@@ -100,10 +112,16 @@ class Regression:
     def predict(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs[..., 0]
 
+    def answers(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs
+
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns R² = 1 - squared error / variance of the labels."""
         error = ((predictions - labels).double() ** 2).mean(1)
         return 1 - error / labels.double().var(correction=0).clamp(min=1e-12)
+
+    def error(self, scores: torch.Tensor) -> torch.Tensor:
+        return (1 - scores).clamp(min=0).sqrt()
 
     def wrong(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return (predictions - labels).abs() > OFF * labels.float().std()

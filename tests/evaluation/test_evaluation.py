@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +18,24 @@ from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 from transformers import PreTrainedModel
 
-from pdiff_hf import Checkpoints, ImageData, PDiffPipeline, load_images, network_predictions
+from pdiff_hf import (
+    Checkpoints,
+    ImageData,
+    NonFiniteParametersError,
+    PDiffPipeline,
+    load_images,
+    network_predictions,
+)
 from pdiff_hf.evaluation import Evaluation, evaluate, metrics_table, summarize, write_report
-from pdiff_hf.evaluation.evaluator import TEMPERATURES
+from pdiff_hf.evaluation.auditing import main
 from pdiff_hf.evaluation.metrics import iou, mean_pairwise_iou
-from pdiff_hf.evaluation.report import add_report, baselines_table
+from pdiff_hf.evaluation.plots import accuracy_against_novelty, reverse_process
+from pdiff_hf.evaluation.report import add_report, baselines_table, without_nan
 from pdiff_hf.evaluation.sets import SETS
 from pdiff_hf.evaluation.verdict import MEANINGS
 from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf.loops import seeded
-from pdiff_hf.pipelines.card import write_pipeline_card
+from pdiff_hf.pipelines.card import criteria_table, write_pipeline_card
 from pdiff_hf.pipelines.describing import describe_pipeline, description_table
 
 SHOWN = [key for key in SETS if key != "heldout_branch"]
@@ -67,6 +76,12 @@ def measure(tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, digits:
     """A function that evaluates the tiny pipeline with few networks."""
     few = {"num_models": 3, "num_baseline_models": 6}
     return lambda **changes: evaluate(tiny_pipeline, tiny_checkpoints, digits, **few | changes)
+
+
+def spread_over_runs(checkpoints: Checkpoints) -> None:
+    """Makes each checkpoint one of a run of its own: of two runs, hardly anything can be shown."""
+    for name, rows in checkpoints.splits.items():
+        rows.columns["run"] = [f"{name}-{row}" for row in range(len(rows))]
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +174,7 @@ def test_heldout_checkpoints_of_other_runs_are_a_set_of_their_own_beside_own_one
 def test_without_heldout_checkpoints_there_is_no_functional_dispersion(
     measure: Measure, tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, tmp_path: Path
 ):
+    spread_over_runs(tiny_checkpoints)
     tiny_checkpoints.splits["test"] = tiny_checkpoints.splits["test"].take([False] * 8)
 
     evaluation = measure()
@@ -206,11 +222,11 @@ def test_small_zoos_are_reported_with_what_is_undefined_left_out(
 
 
 def test_one_checkpoint_or_one_sample_is_refused(measure: Measure, tiny_checkpoints: Checkpoints):
-    with pytest.raises(ValueError, match="at least two samples and two zoo members, but there are 1 and 24"):
+    with pytest.raises(ValueError, match="at least two samples, but there are 1"):
         measure(num_models=1)
 
     tiny_checkpoints.splits["train"] = tiny_checkpoints.zoo.rows(slice(1))
-    with pytest.raises(ValueError, match="at least two samples and two zoo members, but there are 3 and 1"):
+    with pytest.raises(ValueError, match="at least two zoo members, but there is 1"):
         measure()
 
 
@@ -221,8 +237,10 @@ def test_checkpoints_of_another_layout_are_refused(measure: Measure, tiny_checkp
         measure()
 
 
-def test_a_generator_that_collapses_to_the_mean_is_called_an_averager(measure: Measure):
-    collapsed = measure(num_models=6, temperature=0.0)
+def test_a_generator_that_collapses_to_the_mean_is_called_an_averager(measure: Measure, tiny_checkpoints: Checkpoints):
+    spread_over_runs(tiny_checkpoints)
+
+    collapsed = measure(num_models=10, temperature=0.0)  # fewer are never decided by intervals
 
     assert collapsed.sets["generated"]["dispersion"]["R"] == pytest.approx(0.0, abs=1e-6)
     assert collapsed.sets["generated"]["dispersion"]["F"] == 0.0
@@ -235,24 +253,25 @@ def test_the_summary_states_verdict_novelty_and_whether_a_gaussian_does_as_well(
     axes["distinguishable"]["answer"] = False
 
     assert "**broken** (they do not work; share = 0.1)" in summarize(metrics)
-    assert "the two cannot be told apart." in summarize(metrics)
+    assert "A Gaussian in the generator's own codes cannot be told apart" in summarize(metrics)
+    assert re.search(r"They lie r = \d\.\d\d \[.* \(held-out checkpoints: \d\.\d\d\)", summarize(metrics))
 
-    del metrics["verdict"]["meaning"]  # as in files made before
+    del metrics["verdict"]["meaning"], metrics["verdict"]["criteria"]  # as in files made before
     axes["distinguishable"]["answer"] = True
     axes["novel"] = {"assessable": False, "reason": "nothing is known"}
 
     assert "**broken** (share = 0.1)" in summarize(metrics)
-    assert "the two can be told apart." in summarize(metrics)
+    assert "A Gaussian in the generator's own codes can be told apart" in summarize(metrics)
     assert "Novelty is not assessable: nothing is known." in summarize(metrics)
+    assert criteria_table(metrics) == ""
 
 
-def test_the_pipeline_is_audited_at_all_its_temperatures(evaluation: Evaluation):
-    samples = evaluation.answer.networks["samples"]
+def test_the_samples_are_those_that_the_pipeline_draws_with_the_seed(
+    evaluation: Evaluation, tiny_pipeline: PDiffPipeline
+):
+    (drawn,) = tiny_pipeline(6, generator=torch.Generator().manual_seed(0), output_type="pt", return_dict=False)
 
-    assert list(samples) == [f"temperature {factor:g}" for factor in TEMPERATURES]
-    assert TEMPERATURES[0] == 1  # the shipped setting gets the verdict
-    assert evaluation.answer.criteria.outside_the_curve.settings == len(TEMPERATURES)
-    assert torch.equal(evaluation.networks["generated"].parameters, samples["temperature 1"].parameters)
+    torch.testing.assert_close(evaluation.networks["generated"].parameters, drawn)
 
 
 def test_the_similarity_matrix_has_within_and_between_sets(evaluation: Evaluation):
@@ -291,6 +310,104 @@ def test_ensembles_are_measured_of_zoo_heldout_and_generated_networks(evaluation
     assert all(1 <= value <= 8 for value in equivalent.values())
 
 
+def test_networks_are_placed_by_distance_to_the_zoo_and_score(evaluation: Evaluation):
+    places = evaluation.places
+
+    assert {"zoo", "heldout", "generated", "average", "averages@16", "gaussian_full@0.7"} <= set(places)
+    assert torch.equal(places["generated"][:, 1], evaluation.networks["generated"].scores["test"].double())
+    weights = evaluation.answer.evidence.novel.weights
+    assert places["generated"][:, 0].quantile(0.5).item() == pytest.approx(weights.r_quantiles[1])
+    assert places["heldout"][:, 0].median().item() == pytest.approx(weights.heldout_r)
+    r = [places[f"shrink@{scale:g}"][:, 0].mean().item() for scale in (0.85, 0.7, 0.5)]
+    assert 0 < r[0] < r[1] < r[2]  # copies are at 0
+
+
+def test_a_zoo_without_distances_of_its_own_has_no_places(measure: Measure, tiny_checkpoints: Checkpoints):
+    tiny_checkpoints.splits["train"] = tiny_checkpoints.zoo.rows(slice(0, 4, 2))  # of one run, and close in time
+    evaluation = measure()
+
+    assert evaluation.places == {}
+    assert "not assessable" in accuracy_against_novelty(evaluation).axes[0].get_title()
+
+
+# Samples that are not finite
+
+
+@pytest.fixture
+def _diverging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first network of each batch of latents diverges."""
+    call = PDiffPipeline.__call__
+
+    def diverge(self: PDiffPipeline, *args, **kwargs):
+        drawn = call(self, *args, **kwargs)
+        if not kwargs.get("return_dict", True):
+            drawn[0][0] = torch.nan
+        return drawn
+
+    monkeypatch.setattr(PDiffPipeline, "__call__", diverge)
+
+
+@pytest.mark.usefixtures("_diverging")
+def test_samples_that_are_not_finite_are_refused(measure: Measure):
+    sentence = r"1 of the 4 samples are NaN or infinite; --drop_broken \(drop_broken=True\) counts"
+    with pytest.raises(NonFiniteParametersError, match=sentence):
+        measure(num_models=4)
+
+
+@pytest.mark.usefixtures("_diverging")
+def test_dropped_samples_count_as_broken_and_the_others_are_audited(
+    tiny_pipeline: PDiffPipeline, tiny_checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny_pipeline.save_pretrained(tmp_path / "pipeline")
+    tiny_checkpoints.save(tmp_path / "zoo")
+    given = {"pipeline": "pipeline", "checkpoints": "zoo", "output_dir": "report"}
+    folders = [part for flag, name in given.items() for part in (f"--{flag}", str(tmp_path / name))]
+
+    main([*folders, "--num_models", "4", "--num_baseline_models", "3", "--drop_broken"])
+
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    performs = metrics["verdict"]["axes"]["performs"]
+    assert metrics["sets"]["generated"]["test"]["n"] == 3
+    assert performs["total"] == 4
+    assert performs["broken"] >= 1
+    printed = capsys.readouterr().out
+    tables = [criteria_table(metrics), metrics_table(metrics), summarize(metrics)]
+    assert "\n\n".join(tables) in printed
+
+
+# Figures
+
+
+def test_no_terrible_network_stretches_the_figure_of_accuracy_and_novelty(evaluation: Evaluation):
+    def limits(**changes: torch.Tensor):
+        changed = dataclasses.replace(evaluation, places=evaluation.places | changes)
+        axes = accuracy_against_novelty(changed).axes[0]
+        return torch.tensor([axes.get_xlim(), axes.get_ylim()])
+
+    terrible = torch.tensor([[1e20, -1e20]], dtype=torch.float64)
+    samples = evaluation.places["generated"].repeat(10, 1)
+
+    usual = limits(generated=samples)
+    with_sample = limits(generated=torch.cat([samples, terrible]))
+    with_baseline = limits(generated=samples, **{"noise@0.15": terrible})
+
+    torch.testing.assert_close(with_sample, usual, rtol=0.05, atol=0.1)
+    assert ((with_baseline[:, 1] - with_baseline[:, 0]) <= 3.2 * (usual[:, 1] - usual[:, 0])).all()
+
+
+def test_figures_have_labeled_axes_and_a_complete_legend(evaluation: Evaluation):
+    first = accuracy_against_novelty(evaluation)
+    names = {text.get_text() for text in first.legends[0].get_texts()}
+    drawn = {"held-out", "averages of k", "Gaussian, full", "Gaussian in codes", "zoo with noise", "generated: median"}
+    assert drawn <= names
+    assert first.axes[0].get_ylabel() == "test accuracy (%)"
+
+    process = reverse_process(evaluation)
+    names = {text.get_text() for text in process.legends[0].get_texts()}
+    assert names == {"one sample", "mean of the samples", "zoo, from worst to best", "average of all", "chance"}
+    assert evaluation.chance == pytest.approx(0.1)
+
+
 # The report
 
 
@@ -305,8 +422,21 @@ def test_metrics_json_is_strict_and_keeps_its_keys(evaluation: Evaluation, repor
         "word": word,
         "meaning": MEANINGS[word],
         "reason": evaluation.answer.reason,
-        "axes": dataclasses.asdict(evaluation.answer.criteria),
+        "axes": without_nan(dataclasses.asdict(evaluation.answer.evidence)),
+        "criteria": {name: without_nan(dataclasses.asdict(c)) for name, c in evaluation.answer.criteria.items()},
     }
+    assert set(metrics["verdict"]["axes"]) == {
+        "performs",
+        "disperses",
+        "novel",
+        "distinguishable",
+        "outside_the_curve",
+    }
+    for criterion in metrics["verdict"]["criteria"].values():
+        assert set(criterion) == {"claim", "measures", "status"}
+        for measured in criterion["measures"].values():
+            assert set(measured) == {"name", "value", "heldout", "least", "most", "status"}
+            assert set(measured["value"]) == {"value", "low", "high"}
     assert [row["name"] for row in metrics["baselines"]] == list(evaluation.answer.networks["baselines"])
     for row in metrics["baselines"]:
         assert set(row) == {"name", "validation", "test", "on_curve"}
@@ -344,9 +474,55 @@ def test_tables_have_a_row_for_each_set_and_each_baseline(metrics: dict):
     assert " | accuracy | " in metrics_table(metrics)
 
 
+def test_the_criteria_stand_beside_heldout_networks_and_what_is_required(metrics: dict):
+    axes, criteria = metrics["verdict"]["axes"], metrics["verdict"]["criteria"]
+    criteria["works"] = {
+        "claim": "they work",
+        "status": "failed",
+        "measures": {
+            "share": {
+                "name": "share of the score",
+                "value": {"value": 0.9, "low": None, "high": 0.95},
+                "heldout": 1.0,
+                "least": 0.97,
+                "most": None,
+                "status": "failed",
+            },
+            "gain": {
+                "name": "gain",
+                "value": {"value": 0.0123, "low": 0.01, "high": 0.02},
+                "heldout": None,
+                "least": 0.0,
+                "most": 0.02,
+                "status": "passed",
+            },
+        },
+    }
+    axes["novel"] |= {"novel_and_performant": {"1": 0.25}, "heldout_novel_and_performant": {"1": 0.5}}
+    axes["novel"]["weights"] |= {"rank_statistic": -3.0, "heldout_rank_statistic": 0.4}
+
+    rows = criteria_table(metrics).splitlines()
+
+    assert "| **works** | *they work* | | | | **failed** |" in rows
+    assert "| | share of the score | 0.90 [-, 0.95] | 1.00 | ≥ 0.97 | failed |" in rows
+    assert "| | gain | 0.012 [0.010, 0.020] | - | 0.000 to 0.020 | passed |" in rows
+    assert "| | N&P(1), share as good as the zoo and with r of at least 1 | 0.25 | 0.50 | - | - |" in rows
+    assert "| | Z_U of distances in weights | -3.00 | 0.40 | - | - |" in rows
+    counts = [1 + len(criterion["measures"]) for criterion in criteria.values()]
+    assert len(rows) == 2 + sum(counts) + 4
+    assert {row.count("|") for row in rows} == {7}
+
+
+def test_nan_and_infinity_are_null_in_json():
+    found = without_nan({"a": [math.nan, {"b": -math.inf}], "c": 1.5, "d": "nan", "e": None})
+
+    assert found == {"a": [None, {"b": None}], "c": 1.5, "d": "nan", "e": None}
+
+
 def test_the_report_holds_tables_summary_and_real_figures(report: Path, metrics: dict):
     assert {path.name for path in report.iterdir()} == {"metrics.json", "report.md", *PICTURES}
     text = (report / "report.md").read_text(encoding="utf-8")
+    assert text.startswith(criteria_table(metrics) + "\n\n")  # before any prose
     for part in (metrics_table(metrics), baselines_table(metrics), summarize(metrics)):
         assert part in text
     for name in PICTURES:
@@ -370,7 +546,7 @@ def test_the_report_is_put_into_the_card_of_the_pipeline(
     card = ModelCard.load(folder / "README.md")
     assert (card.data.library_name, card.data.metrics) == ("diffusers", ["accuracy"])
     assert metrics_table(metrics) in card.text
-    assert summarize(metrics) in card.text
+    assert f"## What was measured\n\n{criteria_table(metrics)}\n\n{summarize(metrics)}" in card.text
     for name in PICTURES:
         assert f"]({name})" in card.text
         assert (folder / name).read_bytes() == (report / name).read_bytes()

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from hub.server import Hub
 from pdiff_hf import Checkpoints, CheckpointSplit, PDiffPipeline, make_processor, share
-from pdiff_hf.hub.cards import published_value, readdress
+from pdiff_hf.hub.cards import PICTURES, published_value, readdress
 
 from .conftest import Audited
 
@@ -156,7 +156,7 @@ def test_the_figures_of_a_card_are_those_of_the_metrics(audited: Audited):
         assert f"| {name.removesuffix('_seconds')} | {seconds:.2f} |" in text
     shown = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", text))
     assert shown == {path.name for path in audited.evaluated.glob("*.png")}
-    assert len(shown) == 5
+    assert len(shown) == len(PICTURES)
 
 
 @pytest.mark.parametrize("name", ["unevaluated", "evaluated"])

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
 from pdiff_hf import PDiffPipeline
+from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf_cli import main
 
 from .environment import hub_environment
@@ -249,7 +250,7 @@ def test_an_audit_reads_and_pushes_with_its_token(
     assert described["accuracy"]["generated"] == metrics["sets"]["generated"]["test"]["accuracy"]
     assert described["dispersion"] == metrics["sets"]["generated"]["dispersion"]
     assert metrics["generator"]["denoiser"]["config"]["width"] == 16  # how it was fitted is kept
-    assert sum(name.endswith(".png") for name in hub.files(repo_id)) == 5
+    assert sum(name.endswith(".png") for name in hub.files(repo_id)) == len(PICTURES)
     assert ModelCard(hub.card(repo_id)).data.eval_results
     verdict = f"{metrics['verdict']['word']} ({metrics['verdict']['reason']})"
     assert verdict in pdiff_hf("info", repo_id, "--token", TOKEN).out

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from scripts import run
 
 from pdiff_hf import Checkpoints, HubAccessError
+from pdiff_hf.hub.cards import PICTURES
 
 from .cases import assert_sentence, files_in
 from .server import Hub
@@ -57,7 +58,7 @@ def test_the_scripts_push_what_they_make_and_never_the_token(
     assert hub.titles(repo_id) == ["Upload pipeline", "Upload pipeline", "initial commit"]
     assert hub.files(repo_id).keys() == {".gitattributes", *files_in(tmp_path / "pipeline")}
     assert hub.files(zoo_id, "dataset").keys() == {".gitattributes", *files_in(tmp_path / "zoo")}
-    assert sum(name.endswith(".png") for name in hub.files(repo_id)) == 5
+    assert sum(name.endswith(".png") for name in hub.files(repo_id)) == len(PICTURES)
     assert not [name for name in hub.files(repo_id) if "checkpoint-" in name or "state" in name]
     assert ModelCard(hub.card(repo_id)).data.datasets == [zoo_id]
     assert ModelCard(hub.card(repo_id)).data.eval_results
