@@ -20,7 +20,8 @@ from ..pipelines.card import criteria_table, metrics_table, summarize
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, require_within, setting
 from ..zoo.checkpoints import load_checkpoints
-from ..zoo.settings import load_images_of_zoo, require_channels
+from ..zoo.fits import require_channels
+from ..zoo.settings import load_images_of_zoo
 from .evaluator import evaluate
 from .report import add_report, write_report
 

@@ -28,6 +28,7 @@ from ..targets.processing_parameters import NonFiniteParametersError, ParameterP
 from ..targets.subsets import make_processor
 from ..targets.symmetries import Symmetries
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit
+from .fits import task_on
 from .merging import read_shard
 from .run_groups import RunGroup, SavedGroups, initial_parameters, run_seed, train_group
 from .settings import (
@@ -36,7 +37,6 @@ from .settings import (
     collection_identity,
     shared_names,
     target_optimization,
-    task_on,
 )
 from .trajectory import train_network, validation_figures
 

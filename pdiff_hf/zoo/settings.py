@@ -18,13 +18,11 @@ from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
     HfArgumentParser,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ..data.augmentation import augment
 from ..data.images import ImageData, load_images
-from ..data.inputs import LabeledData, require_labels
 from ..data.named_datasets import DATASETS
 from ..data.preprocessing import IMAGE_SIZE, Preprocessing
 from ..folders import require_writable_folder
@@ -32,8 +30,8 @@ from ..loops import fingerprint, seeded
 from ..settings import LARGEST_SEED, HubSettings, OptimizationSettings, RunSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
 from ..targets.processing_parameters import NonFiniteParametersError
-from ..targets.task import Task, classification, require_logits, task_of
 from .checkpoints import Checkpoints
+from .fits import require_channels
 from .trained import in_order_of, load_trained, preprocessing_of, require_classes
 
 
@@ -258,16 +256,6 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
         return AutoModelForImageClassification.from_config(config)
 
 
-def require_channels(config: PreTrainedConfig, images: ImageData) -> None:
-    """Raises a ValueError if a network of this configuration takes images of other channels."""
-    expected = getattr(config, "num_channels", images.num_channels)
-    if expected != images.num_channels:
-        raise ValueError(
-            f"The network takes images of {expected} channels, but those of the data set have {images.num_channels}; "
-            "choose another network or data set."
-        )
-
-
 @contextmanager
 def clearing_diverged(run: RunSettings) -> Iterator[None]:
     """Removes the saved states if a training in the block diverges: they would be in the way of a corrected one."""
@@ -276,24 +264,6 @@ def clearing_diverged(run: RunSettings) -> Iterator[None]:
     except NonFiniteParametersError:
         run.clear()
         raise
-
-
-def task_on(model: PreTrainedModel, data: LabeledData) -> Task:
-    """Returns a network's task.
-
-    Raises:
-        ValueError: If it has no logits, or classifies but the labels are values or of unknown classes.
-    """
-    require_logits(model)
-    task = task_of(model.config)
-    if task is classification and data.train.labels.is_floating_point():
-        raise ValueError(
-            f"The labels are floating-point numbers, but {type(model).__name__} classifies; set num_labels=1 and "
-            "problem_type='regression' in its configuration, or take labels that are classes."
-        )
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    require_labels({name: split.labels for name, split in splits.items()}, len(data.label_names))
-    return task
 
 
 def target_optimization(settings: CollectionSettings, max_train_steps: int) -> OptimizationSettings:

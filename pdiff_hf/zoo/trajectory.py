@@ -20,6 +20,7 @@ from ..targets.inference import network_predictions
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import logits_of, task_of
 from .checkpoints import Checkpoints
+from .fits import task_on
 from .recorder import CheckpointRecorder, interleaved_splits
 from .settings import (
     CollectionSettings,
@@ -27,7 +28,6 @@ from .settings import (
     augmentation_of,
     collection_identity,
     target_optimization,
-    task_on,
 )
 
 
