@@ -30,6 +30,7 @@ from ..loops import fingerprint, seeded
 from ..settings import LARGEST_SEED, HubSettings, OptimizationSettings, RunSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
 from ..targets.processing_parameters import NonFiniteParametersError
+from ..targets.task import task_of
 from .checkpoints import Checkpoints
 from .fits import require_channels
 from .trained import in_order_of, load_trained, preprocessing_of, require_classes
