@@ -21,6 +21,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "denoiser": {
         "conv": "models.conv_denoiser:ParameterDenoiser",
         "mlp": "models.mlp_denoiser:MLPParameterDenoiser",
+        "transformer": "models.transformer_denoiser:TransformerParameterDenoiser",
     },
     "processor": {"parameters": "targets.processing_parameters:ParameterProcessor"},
     "target_model": {

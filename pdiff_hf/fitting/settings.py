@@ -99,7 +99,7 @@ class DenoiserSettings(ComponentSettings):
     """The second stage, and the sampler that is shipped; raises `RecipeError` for a scheduler that cannot draw."""
 
     role: ClassVar[str] = "denoiser"
-    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim"})
+    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim", "token_groups", "token_edges"})
     type: str = setting("mlp", f"Class of the denoiser, one of {', '.join(COMPONENTS['denoiser'])}.")
     latent_smoothing: float = setting(
         0.0, "Standard deviation of noise mixed into the standardized latents, which keep unit variance."

@@ -67,7 +67,7 @@ def test_own_recipe_changes_what_it_names(write_recipe):
         ("config: {widht: 8}", r"denoiser 'mlp' holds the unknown keys \['widht'\]; .*'num_blocks', .*'width'\]"),
         ("config: {latent_dim: 8}", r"unknown keys \['latent_dim'\]"),  # comes from the autoencoder
         ("type: conv, config: {width: 8}", r"denoiser 'conv' holds the unknown keys \['width'\]; .*'kernel_size'"),
-        ("type: cubic", r"no denoiser of type 'cubic'; choose one of \['conv', 'mlp'\]"),
+        ("type: cubic", r"no denoiser of type 'cubic'; choose one of \['conv', 'mlp', 'transformer'\]"),
         ("config: {width: wide}", "width: 'wide', but width is of type int"),
         ("config: {width: 1.5}", "width: 1.5, but width is of type int"),
         ("type: conv, config: {channels: 3}", "channels: 3, but channels is of type"),
