@@ -17,6 +17,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "autoencoder": {
         "conv": "models.conv_autoencoder:ParameterAutoencoder",
         "linear": "models.linear_autoencoder:LinearParameterAutoencoder",
+        "unit": "models.unit_autoencoder:UnitParameterAutoencoder",
     },
     "denoiser": {
         "conv": "models.conv_denoiser:ParameterDenoiser",
