@@ -34,6 +34,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
     },
 }
 
+COMPONENTS["guide"] = COMPONENTS["denoiser"]  # an earlier state of the denoiser
+
 
 def component_classes(role: str) -> dict[str, type]:
     """Returns the classes of a role, by the `type` that a recipe names them with."""
