@@ -119,7 +119,7 @@ def fit_denoiser(
     with loops.seeded(settings.seed):
         denoiser = _build_denoiser(latents.shape[1], settings, autoencoder)
     noise_scheduler = _build_noise_scheduler(settings)
-    optimizer, lr_scheduler = loops.make_optimizer(denoiser.parameters(), settings)
+    optimizer, lr_scheduler = loops.make_optimizer(denoiser.parameters(), settings, fused=True)
     model, optimizer = accelerator.prepare(denoiser.train(), optimizer)
     ema = EMAModel(model.parameters(), decay=settings.ema_decay, use_ema_warmup=False)
     snapshots = Snapshots(settings, validation is not None)

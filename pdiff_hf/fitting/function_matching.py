@@ -42,8 +42,9 @@ class FunctionMatching:
         self.inputs = images.inputs(images.train)
         self.is_classification = task_of(target_model.config) is classification
         self.source: dict[str, Any] = {"images": images.train.fingerprint(), "count": len(images.train)}
-        tensors = processor.unflatten(networks["train"][:2])
-        self._evaluate, _ = plan_evaluation(self.target_model, processor, tensors, take_inputs(self.inputs, slice(1)))
+        tensors = processor.unflatten(networks["train"])  # their number bounds how many are evaluated at once
+        one = take_inputs(self.inputs, slice(1))
+        self._evaluate, _ = plan_evaluation(self.target_model, processor, tensors, one, stacks_convolutions=True)
 
     def to(self, device: torch.device) -> FunctionMatching:
         """Moves the networks and their inputs to a device."""

@@ -113,12 +113,17 @@ def iter_logits(
 
 
 def plan_evaluation(
-    target_model: PreTrainedModel, processor: ParameterProcessor, tensors: dict[str, torch.Tensor], one: Inputs
+    target_model: PreTrainedModel,
+    processor: ParameterProcessor,
+    tensors: dict[str, torch.Tensor],
+    one: Inputs,
+    stacks_convolutions: bool = False,
 ) -> tuple[Evaluate, int]:
     """Returns the fastest function from tensors and a batch to logits `(n, batch, classes)`, and its batch size.
 
     The function is differentiable. `tensors` are those of all networks, each `(n, *shape)`; `one` is a single example,
-    for a trial run.
+    for a trial run. With `stacks_convolutions`, generated convolutions are grouped ones, which are faster where small
+    networks are evaluated on few examples.
     """
     first = processor.names[0]
     n = len(tensors[first])
@@ -133,7 +138,7 @@ def plan_evaluation(
         )
 
     # 1. Networks with generated convolution weights (more than two dimensions) are evaluated one by one.
-    if any(len(shape) > 2 for shape in processor.shapes):
+    if not stacks_convolutions and any(len(shape) > 2 for shape in processor.shapes):
         return one_by_one, MAX_BATCH_SIZE
     # 2. So must be a model that vmap cannot trace; a trial with two networks and one example finds out.
     try:

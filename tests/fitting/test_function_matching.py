@@ -28,6 +28,11 @@ def images() -> TensorData:
     return TensorData(splits[0], splits[1], splits[1], digits.label_names)
 
 
+def in_color(images: TensorData) -> TensorData:
+    split = TensorSplit(images.train.features.repeat(1, 3, 1, 1), images.train.labels)
+    return TensorData(split, split, split, images.label_names)
+
+
 def match(model: PreTrainedModel, processor: ParameterProcessor, images: TensorData, zoo: torch.Tensor):
     autoencoder = LinearParameterAutoencoder.from_zoo(zoo, explained_variance=1.0)
     return FunctionMatching(autoencoder, model, processor, images, {"train": zoo})
@@ -52,16 +57,21 @@ def test_networks_of_the_same_function_have_no_loss(mlp, images, random_vectors)
     assert matching.loss(latents, zoo.flip(0), torch.ones(6), 16, generator()) > 0.1
 
 
-def test_loss_is_the_squared_difference_of_centered_logits_relative_to_their_variance(mlp, images, random_vectors):
-    processor = make_processor(mlp, "full")
-    zoo = random_vectors(mlp, processor, 6)
-    matching, weights = match(mlp, processor, images, zoo), torch.tensor([1.0, 0.0, 0.5])
+@pytest.mark.parametrize("family", ["mlp", "convnet"])
+def test_loss_is_the_squared_difference_of_centered_logits_relative_to_their_variance(
+    family, request, images, random_vectors
+):
+    model = request.getfixturevalue(family)
+    images = in_color(images) if family == "convnet" else images
+    processor = make_processor(model, "full")
+    zoo = random_vectors(model, processor, 6)
+    matching, weights = match(model, processor, images, zoo), torch.tensor([1.0, 0.0, 0.5])
     latents = matching.autoencoder.encode(zoo[3:]).latents
 
     loss = matching.loss(latents, zoo[:3], weights, 16, generator())
 
     rows = torch.randint(len(images.train), (16,), generator=generator())
-    logits = network_logits(mlp, processor, torch.cat([zoo[3:], zoo[:3]]), images.train.features[rows])
+    logits = network_logits(model, processor, torch.cat([zoo[3:], zoo[:3]]), images.train.features[rows])
     ours, real = (logits - logits.mean(-1, keepdim=True)).chunk(2)
     expected = (weights * (ours - real).square().mean((1, 2))).mean() / real.var()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
@@ -84,9 +94,7 @@ def test_values_that_are_predicted_are_not_centered(images, random_vectors):
 @pytest.mark.parametrize("family", ["mlp", "convnet"])
 def test_gradient_reaches_the_latents_alone(family, request, images, random_vectors):
     model = request.getfixturevalue(family)
-    if family == "convnet":
-        split = TensorSplit(images.train.features.repeat(1, 3, 1, 1), images.train.labels)
-        images = TensorData(split, split, split, images.label_names)
+    images = in_color(images) if family == "convnet" else images
     processor = make_processor(model, "full")
     zoo = random_vectors(model, processor, 4)
     matching = match(model, processor, images, zoo)
