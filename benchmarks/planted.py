@@ -32,6 +32,7 @@ from pdiff_hf.evaluation.baselines import (
 from pdiff_hf.evaluation.novelty import pairwise_distances
 from pdiff_hf.evaluation.verdict import MEANINGS
 from pdiff_hf.targets.symmetries import Symmetries
+from pdiff_hf.targets.units import scale_units
 from pdiff_hf.zoo.settings import load_images_of, load_target
 
 HIDDEN = 16
@@ -262,9 +263,9 @@ class Planter:
         if layer is not None:
             choice = torch.randint(4, (self.count, layer.count), generator=self.generator)
             tensors = self.case.processor.unflatten(torch.zeros(self.count, self.zoo.shape[1]))
-            for name in layer.incoming:
-                tensors[name] += choice.view(*choice.shape, *(1,) * (tensors[name].ndim - 2))
-            tensors[layer.outgoing] += choice.repeat_interleave(layer.block, 1)[:, None]
+            for names, axis in ((layer.incoming, 1), (layer.outgoing, 2)):
+                for name in names:
+                    tensors[name] = scale_units(tensors[name] + 1, axis, choice.float())
             mask = torch.cat([tensors[n].flatten(1) for n in self.case.processor.names], 1).long()
         return torch.stack(parents).gather(0, mask[None])[0]
 

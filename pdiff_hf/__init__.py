@@ -33,6 +33,8 @@ from .models.conv_autoencoder import ParameterAutoencoder as ParameterAutoencode
 from .models.conv_denoiser import ParameterDenoiser as ParameterDenoiser
 from .models.linear_autoencoder import LinearParameterAutoencoder as LinearParameterAutoencoder
 from .models.mlp_denoiser import MLPParameterDenoiser as MLPParameterDenoiser
+from .models.transformer_denoiser import TransformerParameterDenoiser as TransformerParameterDenoiser
+from .models.unit_autoencoder import UnitParameterAutoencoder as UnitParameterAutoencoder
 from .pipelines.pipeline_output import DrawnNetworks as DrawnNetworks
 from .pipelines.pipeline_output import PDiffPipelineOutput as PDiffPipelineOutput
 from .pipelines.pipeline_pdiff import PDiffPipeline as PDiffPipeline

@@ -17,10 +17,12 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "autoencoder": {
         "conv": "models.conv_autoencoder:ParameterAutoencoder",
         "linear": "models.linear_autoencoder:LinearParameterAutoencoder",
+        "unit": "models.unit_autoencoder:UnitParameterAutoencoder",
     },
     "denoiser": {
         "conv": "models.conv_denoiser:ParameterDenoiser",
         "mlp": "models.mlp_denoiser:MLPParameterDenoiser",
+        "transformer": "models.transformer_denoiser:TransformerParameterDenoiser",
     },
     "processor": {"parameters": "targets.processing_parameters:ParameterProcessor"},
     "target_model": {
@@ -31,6 +33,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "any": "targets.loading:AnyTargetModel",
     },
 }
+
+COMPONENTS["guide"] = COMPONENTS["denoiser"]  # an earlier state of the denoiser
 
 
 def component_classes(role: str) -> dict[str, type]:

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .folders import remove_folder, write_json
 from .settings import OptimizationSettings, RunSettings
@@ -23,6 +24,7 @@ from .settings import OptimizationSettings, RunSettings
 # Independent streams of the randomness of a seed and a step, by what is drawn; those of one training differ. Another
 # number would change what every seed draws.
 STREAMS = {"batches": 0, "noise": 1, "trajectory": 1, "order": 0, "augmentation": 1, "runs": 2, "references": 3}
+STREAMS |= {"functions": 2}
 
 IDENTITY = "identity.json"  # of a saved state: the settings and data that it belongs to
 
@@ -41,6 +43,15 @@ def make_accelerator(run: RunSettings | None, settings: OptimizationSettings) ->
         config = {k: v if isinstance(v, int | float) else str(v) for k, v in dataclasses.asdict(settings).items()}
         accelerator.init_trackers(run.folder.name, config=config)
     return accelerator
+
+
+def trains_in_bf16(accelerator: Accelerator, run: RunSettings | None) -> bool:
+    """Returns whether bfloat16 is fast on the accelerator's device, and nobody asked for another precision."""
+    if accelerator.mixed_precision != "no" or (run is not None and run.mixed_precision is not None):
+        return False
+    if accelerator.device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return accelerator.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def step_generator(seed: int, step: int, stream: str = "batches", process: int = 0) -> torch.Generator:
@@ -94,15 +105,20 @@ def make_optimizer(
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
     """Returns AdamW (`fused`: one pass over memory) and its learning-rate schedule, stepped once per training step."""
     optimizer = torch.optim.AdamW(
-        parameters, lr=optimization.learning_rate, weight_decay=optimization.adam_weight_decay, fused=fused or None
+        parameters,
+        lr=optimization.learning_rate,
+        betas=(0.9, optimization.adam_beta2),
+        weight_decay=optimization.adam_weight_decay,
+        fused=fused or None,
     )
-    lr_scheduler = get_scheduler(
-        optimization.lr_scheduler,
-        optimizer,
-        num_warmup_steps=optimization.lr_warmup_steps,
-        num_training_steps=optimization.max_train_steps,
-    )
-    return optimizer, lr_scheduler
+    steps = {
+        "num_warmup_steps": optimization.lr_warmup_steps,
+        "num_training_steps": optimization.max_train_steps,
+    }
+    if optimization.lr_scheduler == "cosine_with_min_lr":  # which diffusers has not got
+        min_lr = {"min_lr_rate": optimization.lr_min_rate}
+        return optimizer, get_cosine_with_min_lr_schedule_with_warmup(optimizer, **steps, **min_lr)
+    return optimizer, get_scheduler(optimization.lr_scheduler, optimizer, **steps)
 
 
 def log_loss(accelerator: Accelerator, run: RunSettings | None, step: int, loss: torch.Tensor) -> None:

@@ -54,8 +54,12 @@ class OptimizationSettings:
     max_train_steps: int = setting(600, "Optimizer steps.")
     train_batch_size: int = setting(256, "Examples of one step, over all processes together.")
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.")
-    lr_scheduler: str = setting("cosine", "A schedule of diffusers.optimization.get_scheduler.")
+    lr_scheduler: str = setting(
+        "cosine", "A schedule of diffusers.optimization.get_scheduler, or `cosine_with_min_lr` of transformers."
+    )
+    lr_min_rate: float = setting(0.02, "With cosine_with_min_lr, the last learning rate as a share of the peak.")
     lr_warmup_steps: int = setting(50, "Steps of linear warm-up.")
+    adam_beta2: float = setting(0.999, "Decay of AdamW's average of squared gradients.")
     adam_weight_decay: float = setting(0.0, "Weight decay of AdamW.")
     max_grad_norm: float = setting(1.0, "Maximum norm of the gradient; 0 turns clipping off.")
     seed: int = setting(0, "Random seed for initial weights, batches and noise.")
@@ -64,6 +68,7 @@ class OptimizationSettings:
         require_within(self, 1, "train_batch_size")
         require_within(self, 0, "max_train_steps", "learning_rate", "lr_warmup_steps", "max_grad_norm")
         require_within(self, 0, "adam_weight_decay")
+        require_within(self, 0, "adam_beta2", "lr_min_rate", highest=1)
         require_within(self, 0, "seed", highest=LARGEST_SEED)
 
 

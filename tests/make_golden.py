@@ -1,11 +1,13 @@
-"""Creates tests/golden: a tiny pipeline and its samples. Run it only if the file format changes on purpose.
+"""Creates tests/golden: two tiny pipelines and their samples. Run it only if the file format changes on purpose.
 
-python tests/make_golden.py
+python tests/make_golden.py [pipeline | units]
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ from pdiff_hf.fitting.settings import AutoencoderSettings, DenoiserSettings
 from pdiff_hf.loops import seeded
 
 GOLDEN = Path(__file__).parent / "golden"
+PIPELINES = {"pipeline": "samples.safetensors", "units": "unit_samples.safetensors"}  # folders, files of samples
 SEEDS = (0, 1, 2, 3)
 
 
@@ -41,21 +44,9 @@ def draw(pipe: PDiffPipeline) -> dict[str, torch.Tensor]:
     return {"parameters": out.parameters, "logits": out.logits(images())}
 
 
-def main() -> None:
-    """Fits a pipeline to a zoo of the head of an MLP, and saves it with its samples."""
-    with seeded(0):
-        model = MLPForImageClassification(MLPConfig(image_size=8, num_channels=1, hidden_sizes=[8], num_labels=10))
-    processor = make_processor(model.eval(), "head")
-    count = 24
-    noise = torch.randn(count, processor.parameter_dim, generator=torch.Generator().manual_seed(1))
-    zoo = CheckpointSplit(
-        parameters=processor.flatten(model.state_dict()) + 0.1 * noise,
-        run=["run-0"] * count,
-        step=list(range(count)),
-        seed=[0] * count,
-    )
-    preprocessing = Preprocessing(image_size=8, mean=(0.3,), std=(0.37,)).to_dict()
-    # All values are explicit, so that changes of a recipe have no effect here.
+def fit_head() -> PDiffPipeline:
+    """Linear codes and an MLP denoiser, for the head of a network."""
+    # All values are explicit, here and below, so that changes of a recipe have no effect.
     recipe = Recipe(
         autoencoder=AutoencoderSettings(type="linear", config={"latent_dim": 8}),
         denoiser=DenoiserSettings(
@@ -74,13 +65,62 @@ def main() -> None:
             num_inference_steps=20,
         ),
     )
-    pipe = fit(Checkpoints({"train": zoo}, processor, model, preprocessing), recipe)
+    return fit(zoo_of("head", [8], runs=1, count=24), recipe)
 
-    shutil.rmtree(GOLDEN / "pipeline", ignore_errors=True)
-    pipe.save_pretrained(GOLDEN / "pipeline")
-    samples = draw(PDiffPipeline.from_pretrained(GOLDEN / "pipeline"))
-    save_file({name: tensor.contiguous() for name, tensor in samples.items()}, GOLDEN / "samples.safetensors")
+
+def fit_units() -> PDiffPipeline:
+    """Codes of units, a transformer denoiser with edges, and a guide, for a whole network with two hidden layers."""
+    recipe = Recipe(
+        autoencoder=AutoencoderSettings(type="unit", config={"explained_variance": 0.5}),
+        denoiser=DenoiserSettings(
+            type="transformer",
+            config={"width": 16, "num_blocks": 1, "num_heads": 2, "mlp_ratio": 2, "edge_rank": 4},
+            max_train_steps=200,
+            train_batch_size=32,
+            learning_rate=3e-3,
+            lr_scheduler="cosine_with_min_lr",
+            lr_min_rate=0.02,
+            lr_warmup_steps=10,
+            ema_decay=0.99,
+            prediction_type="v_prediction",
+            beta_schedule="squaredcos_cap_v2",
+            scheduler="DPMSolverMultistepScheduler",
+            num_inference_steps=20,
+            guide_at=0.25,
+            autoguidance_scale=0.5,
+        ),
+    )
+    return fit(zoo_of("full", [6, 5], runs=24, count=24), recipe)
+
+
+def zoo_of(subset: str, hidden_sizes: list[int], runs: int, count: int) -> Checkpoints:
+    """A zoo of vectors around those of one MLP."""
+    config = MLPConfig(image_size=8, num_channels=1, hidden_sizes=hidden_sizes, num_labels=10)
+    with seeded(0):
+        model = MLPForImageClassification(config)
+    processor = make_processor(model.eval(), subset)
+    noise = torch.randn(count, processor.parameter_dim, generator=torch.Generator().manual_seed(1))
+    zoo = CheckpointSplit(
+        parameters=processor.flatten(model.state_dict()) + 0.1 * noise,
+        run=[f"run-{i % runs}" for i in range(count)],
+        step=list(range(count)),
+        seed=[0] * count,
+    )
+    preprocessing = Preprocessing(image_size=8, mean=(0.3,), std=(0.37,)).to_dict()
+    return Checkpoints({"train": zoo}, processor, model, preprocessing)
+
+
+def main(names: Sequence[str]) -> None:
+    """Fits the named pipelines, by default all, and saves each with its samples."""
+    for name in names or PIPELINES:
+        shutil.rmtree(GOLDEN / name, ignore_errors=True)
+        {"pipeline": fit_head, "units": fit_units}[name]().save_pretrained(GOLDEN / name)
+        for about in ("README.md", "metrics.json"):  # names the machine; no network depends on it
+            (GOLDEN / name / about).unlink()
+        samples = draw(PDiffPipeline.from_pretrained(GOLDEN / name))
+        tensors = {key: tensor.contiguous() for key, tensor in samples.items()}
+        save_file(tensors, GOLDEN / PIPELINES[name])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

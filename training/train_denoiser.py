@@ -13,35 +13,41 @@ import torch
 from accelerate import Accelerator
 
 from pdiff_hf.evaluation.metrics import dispersion
-from pdiff_hf.fitting.autoencoder import load_autoencoder
+from pdiff_hf.fitting.autoencoder import load_autoencoder, recipe_for
+from pdiff_hf.fitting.images import images_of
 from pdiff_hf.fitting.pipeline import fit_pipeline
-from pdiff_hf.fitting.settings import DenoiserSettings, parse_with_recipe
+from pdiff_hf.fitting.settings import DenoiserSettings, FitScriptSettings, parse_with_recipe
 from pdiff_hf.folders import require_writable_folder
-from pdiff_hf.settings import HubSettings, RunSettings, run_script, setting
+from pdiff_hf.settings import HubSettings, run_script
 from pdiff_hf.zoo.checkpoints import load_checkpoints
 
 NUM_DRAWN = 16  # networks drawn for the summary
 
 
 @dataclass
-class ScriptSettings(HubSettings, RunSettings):
+class ScriptSettings(HubSettings, FitScriptSettings):
     """What this script takes beside the settings of its stage."""
 
-    checkpoints: str = field(kw_only=True, metadata={"help": "The checkpoints dataset: a folder or a Hub id."})
     autoencoder: str = field(kw_only=True, metadata={"help": "The folder that train_autoencoder.py wrote."})
-    recipe: str = setting("fast", "`fast`, `paper` or the path of a YAML file; flags override it.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, trains the denoiser, writes the pipeline and pushes it."""
-    run, settings = parse_with_recipe(ScriptSettings, DenoiserSettings, __doc__, argv)
+    run, settings = parse_with_recipe(
+        ScriptSettings,
+        DenoiserSettings,
+        __doc__,
+        argv,
+        lambda flags: recipe_for(load_autoencoder(flags.autoencoder)[0]),
+    )
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
     if accelerator.is_main_process:
         run.prepare_push(run.output_dir, "model")
     checkpoints = load_checkpoints(run.checkpoints, token=run.hub_token)
     autoencoder, first_stage = load_autoencoder(run.autoencoder)
-    pipe = fit_pipeline(checkpoints, autoencoder, first_stage, settings, run)
+    images = images_of(checkpoints, run.checkpoints, run.dataset_name) if settings.uses_images else None
+    pipe = fit_pipeline(checkpoints, autoencoder, first_stage, settings, run, images)
     if accelerator.is_main_process:
         pipe.save_pretrained(run.output_dir)
         run.clear()

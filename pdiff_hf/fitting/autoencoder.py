@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from dataclasses import asdict
@@ -13,11 +14,13 @@ from diffusers import ModelMixin
 
 from .. import loops
 from .._registration import component_class, component_classes
+from ..data.inputs import LabeledData
 from ..folders import finish_replacing
 from ..settings import RunSettings
 from ..zoo.checkpoints import Checkpoints
 from .settings import AutoencoderSettings
 from .steps import block_length, check_finite, optimizer_step, share_of_process
+from .units import unit_arguments
 
 
 def fit_autoencoder(
@@ -25,6 +28,7 @@ def fit_autoencoder(
     settings: AutoencoderSettings,
     run: RunSettings | None = None,
     stopwatch: loops.Stopwatch | None = None,
+    images: LabeledData | None = None,
 ) -> ModelMixin:
     """Fits the autoencoder to the train split: in closed form if its class can, by gradient descent otherwise.
 
@@ -35,6 +39,7 @@ def fit_autoencoder(
         settings: Which autoencoder, and how it is trained.
         run: Where the state of training is saved, if anywhere.
         stopwatch: Receives the seconds that a resumed training took before.
+        images: What the networks were trained on; codes of units are then those that change their logits most.
 
     Raises:
         ValueError: If the zoo cannot be fitted, see `from_zoo` of the class, or the batch cannot be divided among the
@@ -43,8 +48,11 @@ def fit_autoencoder(
     """
     parameters = checkpoints.zoo.parameters
     autoencoder_class: Any = component_class("autoencoder", settings.type)
+    arguments = {"parameters": parameters, "sizes": checkpoints.processor.sizes}
+    if "groups" in inspect.signature(autoencoder_class.from_zoo).parameters:
+        arguments |= unit_arguments(checkpoints, images)
     with loops.seeded(settings.seed):
-        autoencoder = autoencoder_class.from_zoo(parameters, checkpoints.processor.sizes, **settings.config)
+        autoencoder = autoencoder_class.from_zoo(**arguments, **settings.config)
     if not autoencoder.needs_training:
         return autoencoder
 
@@ -108,3 +116,9 @@ def load_autoencoder(folder: str | os.PathLike) -> tuple[ModelMixin, dict[str, A
     autoencoder = classes[name].from_pretrained(folder)
     autoencoder.register_to_config(_name_or_path="")  # a shared pipeline does not leak the local path
     return autoencoder, json.loads(notes.read_text(encoding="utf-8"))
+
+
+def recipe_for(autoencoder: ModelMixin) -> tuple[str, str]:
+    """Returns the recipe whose denoiser suits an autoencoder, `units` or `fast`, and the reason in words."""
+    recipe = "units" if "token_groups" in autoencoder.config else "fast"
+    return recipe, f"the autoencoder is a {type(autoencoder).__name__}"

@@ -2,20 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import EMAModel
-from torch import nn
 
 from .. import loops
 from .._registration import component_class
 from ..settings import RunSettings
-from .settings import NUM_TRAIN_TIMESTEPS, DenoiserSettings
+from .function_matching import FunctionMatching
+from .settings import NUM_TRAIN_TIMESTEPS, DenoiserSettings, RecipeError
+from .snapshots import Losses, Snapshots
 from .steps import check_finite, optimizer_step, share_of_process
+
+NUM_EVALUATED = 256  # noisy latents of each split on which the loss is evaluated
+
+
+@dataclass
+class FittedDenoiser:
+    """What a training yields: the denoiser, the sampler to be shipped, and the guide, if there is to be one.
+
+    `notes` are for `metrics.json`: which snapshot was chosen, on which losses.
+    """
+
+    denoiser: ModelMixin
+    scheduler: SchedulerMixin
+    guide: ModelMixin | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """The loss of noisy latents: the squared error of the prediction, and of what the predicted networks compute."""
+
+    noise_scheduler: DDPMScheduler
+    settings: DenoiserSettings
+    weights: torch.Tensor  # of the numbers of a latent, `(latent_dim,)`
+    matching: FunctionMatching | None = None
+    is_bf16: bool = False  # whether the denoiser computes in bfloat16; functions are compared in float32
+
+    def __call__(
+        self,
+        model: torch.nn.Module,
+        clean: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        parameters: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the whole loss and its first part.
+
+        Args:
+            model: The denoiser.
+            clean, noise: Latents and what is mixed into them, `(n, latent_dim)`.
+            timesteps: The time of each, `(n,)` int64.
+            parameters: The real networks of the first latents, `(k, D)`, if functions are matched.
+            generator: Draws the images on which they are.
+        """
+        noisy = self.noise_scheduler.add_noise(clean, noise, timesteps)
+        velocity = self.noise_scheduler.get_velocity(clean, noise, timesteps)
+        # 1. Predict the noise, or the velocity.
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.is_bf16):
+            predicted = model(noisy, timesteps).sample.float()
+        target = noise if self.settings.prediction_type == "epsilon" else velocity
+        error = (self.weights * (predicted - target).square()).mean()
+        if self.matching is None or parameters is None:
+            return error, error
+        # 2. Compare the networks that the velocity predicts with the real ones, the more the less noise there is.
+        count = len(parameters)
+        signal = self.noise_scheduler.alphas_cumprod.to(clean.device)[timesteps[:count], None]  # (k, 1)
+        networks = signal.sqrt() * noisy[:count] - (1 - signal).sqrt() * predicted[:count]  # (k, latent_dim)
+        gate = signal[:, 0] ** self.settings.function_gate
+        mismatch = self.matching.loss(networks, parameters, gate, self.settings.function_images, generator)
+        return error + self.settings.function_weight * mismatch, error
 
 
 def fit_denoiser(
@@ -24,7 +90,10 @@ def fit_denoiser(
     run: RunSettings | None = None,
     stopwatch: loops.Stopwatch | None = None,
     data: dict[str, str] | None = None,
-) -> tuple[ModelMixin, SchedulerMixin]:
+    autoencoder: ModelMixin | None = None,
+    validation: torch.Tensor | None = None,
+    matching: FunctionMatching | None = None,
+) -> FittedDenoiser:
     """Trains the denoiser on standardized latents and returns it with the sampler to be shipped.
 
     Batches are split among the processes; noise and times are drawn for the whole batch from a generator seeded by the
@@ -36,17 +105,73 @@ def fit_denoiser(
         run: Where the state of training is saved, if anywhere.
         stopwatch: Receives the seconds that a resumed training took before.
         data: Fingerprints of what the latents were made from, which a resumed training must share.
+        autoencoder: What made the latents: a unit autoencoder states its tokens, and the weight of each number.
+        validation: Latents of the validation checkpoints, `(m, latent_dim)`, which `select_snapshot` asks for.
+        matching: The networks that the latents are of, if functions are matched.
 
     Raises:
+        RecipeError: If the denoiser needs tokens, but the autoencoder makes none.
         ValueError: If the batch cannot be divided among the processes, or the state to resume from is of another
             training.
         NonFiniteParametersError: If the training diverged.
     """
     accelerator = loops.make_accelerator(run, settings)
-    denoiser_class: Any = component_class("denoiser", settings.type)
     with loops.seeded(settings.seed):
-        denoiser = denoiser_class(latent_dim=latents.shape[1], **settings.config)
-    noise_scheduler = DDPMScheduler(
+        denoiser = _build_denoiser(latents.shape[1], settings, autoencoder)
+    noise_scheduler = _build_noise_scheduler(settings)
+    optimizer, lr_scheduler = loops.make_optimizer(denoiser.parameters(), settings, fused=True)
+    model, optimizer = accelerator.prepare(denoiser.train(), optimizer)
+    ema = EMAModel(model.parameters(), decay=settings.ema_decay, use_ema_warmup=False)
+    snapshots = Snapshots(settings, validation is not None)
+    accelerator.register_for_checkpointing(lr_scheduler, ema, snapshots, stopwatch or loops.Stopwatch())
+    ema.to(accelerator.device)
+    weights = getattr(autoencoder, "latent_weights", torch.ones(latents.shape[1])).to(accelerator.device)
+    matching = matching.to(accelerator.device) if matching is not None and settings.function_weight else None
+    is_bf16 = settings.auto_bf16 and loops.trains_in_bf16(accelerator, run)
+    compute_loss = DenoisingLoss(noise_scheduler, settings, weights, matching, is_bf16)
+    splits = {"train": latents} | ({} if validation is None else {"validation": validation})
+    shape = (settings.train_batch_size, latents.shape[1])
+    identity = (
+        asdict(settings) | (data or {}) | {"mixed_precision": "bf16" if is_bf16 else accelerator.mixed_precision}
+    )
+    for step in loops.training_steps(accelerator, settings.max_train_steps, run, "training the denoiser", identity):
+        # 1. Draw latents with replacement, mix in smoothing noise at unit variance, and take this process's share.
+        generator = loops.step_generator(settings.seed, step, "batches")
+        rows = torch.randint(len(latents), shape[:1], generator=generator)
+        generator = loops.step_generator(settings.seed, step, "noise")
+        clean = latents[rows] + settings.latent_smoothing * torch.randn(shape, generator=generator)
+        clean = share_of_process(clean / (1 + settings.latent_smoothing**2) ** 0.5, accelerator)  # (share, latent_dim)
+        # 2. Draw noise and a time for each latent, and the networks whose functions are matched.
+        noise = share_of_process(torch.randn(shape, generator=generator), accelerator)
+        timesteps = torch.randint(NUM_TRAIN_TIMESTEPS, shape[:1], generator=generator)
+        timesteps = share_of_process(timesteps, accelerator)  # (share,)
+        networks = None
+        if matching is not None:
+            count = -(-settings.function_networks // accelerator.num_processes)
+            networks = share_of_process(matching.networks["train"][rows], accelerator)[:count]  # (k, D)
+        # 3. Compare what the denoiser predicts with what is to be predicted.
+        generator = loops.step_generator(settings.seed, step, "functions")
+        loss, _ = compute_loss(model, clean, noise, timesteps, networks, generator)
+        # 4. Step down the gradient and average the weights.
+        optimizer_step(accelerator, model, optimizer, lr_scheduler, loss, settings)
+        ema.step(model.parameters())
+        loops.log_loss(accelerator, run, step, loss)
+        if not snapshots.update(step + 1, ema.shadow_params, partial(_evaluate, compute_loss, model, ema, splits)):
+            break
+    loops.finish_trackers(accelerator)
+    if settings.ema_decay:
+        ema.copy_to(model.parameters())
+    denoiser = accelerator.unwrap_model(model).cpu().eval()
+    guide = _with_weights(denoiser, snapshots.guide) if snapshots.guide else None
+    if snapshots.best:
+        denoiser = _with_weights(denoiser, snapshots.best)
+    check_finite(denoiser, run)
+    scheduler = getattr(diffusers, settings.scheduler).from_config(noise_scheduler.config)
+    return FittedDenoiser(denoiser, scheduler, guide, snapshots.describe())
+
+
+def _build_noise_scheduler(settings: DenoiserSettings) -> DDPMScheduler:
+    return DDPMScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         beta_schedule=settings.beta_schedule,
         beta_start=settings.beta_start,
@@ -55,38 +180,49 @@ def fit_denoiser(
         clip_sample=False,
         timestep_spacing="trailing",
     )
-    optimizer, lr_scheduler = loops.make_optimizer(denoiser.parameters(), settings)
-    model, optimizer = accelerator.prepare(denoiser.train(), optimizer)
-    ema = EMAModel(model.parameters(), decay=settings.ema_decay, use_ema_warmup=False)
-    accelerator.register_for_checkpointing(lr_scheduler, ema, stopwatch or loops.Stopwatch())
-    ema.to(accelerator.device)
-    shape = (settings.train_batch_size, latents.shape[1])
-    identity = asdict(settings) | (data or {}) | {"mixed_precision": accelerator.mixed_precision}
-    for step in loops.training_steps(accelerator, settings.max_train_steps, run, "training the denoiser", identity):
-        # 1. Draw latents with replacement, mix in smoothing noise at unit variance, and take this process's share.
-        generator = loops.step_generator(settings.seed, step, "batches")
-        clean = latents[torch.randint(len(latents), shape[:1], generator=generator)]
-        generator = loops.step_generator(settings.seed, step, "noise")
-        clean = clean + settings.latent_smoothing * torch.randn(shape, generator=generator)
-        clean = share_of_process(clean / (1 + settings.latent_smoothing**2) ** 0.5, accelerator)  # (share, latent_dim)
-        # 2. Noise each latent to a time of its own.
-        noise = share_of_process(torch.randn(shape, generator=generator), accelerator)
-        timesteps = torch.randint(NUM_TRAIN_TIMESTEPS, shape[:1], generator=generator)
-        timesteps = share_of_process(timesteps, accelerator)  # (share,)
-        noisy = noise_scheduler.add_noise(clean, noise, timesteps)
-        # 3. Predict the noise, or the velocity.
-        with accelerator.autocast():
-            predicted = model(noisy, timesteps).sample
-        velocity = noise_scheduler.get_velocity(clean, noise, timesteps)
-        target = noise if settings.prediction_type == "epsilon" else velocity
-        loss = nn.functional.mse_loss(predicted.float(), target)
-        # 4. Step down the gradient and average the weights.
-        optimizer_step(accelerator, model, optimizer, lr_scheduler, loss, settings)
-        ema.step(model.parameters())
-        loops.log_loss(accelerator, run, step, loss)
-    if settings.ema_decay:
-        ema.copy_to(model.parameters())
-    loops.finish_trackers(accelerator)
-    denoiser = accelerator.unwrap_model(model).cpu().eval()
-    check_finite(denoiser, run)
-    return denoiser, getattr(diffusers, settings.scheduler).from_config(noise_scheduler.config)
+
+
+def _build_denoiser(latent_dim: int, settings: DenoiserSettings, autoencoder: ModelMixin | None) -> ModelMixin:
+    denoiser_class: Any = component_class("denoiser", settings.type)
+    tokens = {}
+    if "token_groups" in inspect.signature(denoiser_class).parameters:
+        config = {} if autoencoder is None else autoencoder.config
+        tokens = {name: config[name] for name in ("token_groups", "token_edges") if name in config}
+        if not tokens:
+            raise RecipeError(
+                f"The denoiser {settings.type!r} takes tokens of units, but {type(autoencoder).__name__} makes none; "
+                "fit an autoencoder with the recipe 'units', or choose another denoiser with --type."
+            )
+    return denoiser_class(latent_dim=latent_dim, **tokens, **settings.config)
+
+
+@torch.no_grad()
+def _evaluate(
+    compute_loss: DenoisingLoss, model: torch.nn.Module, ema: EMAModel, splits: dict[str, torch.Tensor]
+) -> Losses:
+    """Returns the losses of the averaged weights on latents of both splits, always with the same noise and times."""
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    model.eval()
+    losses: Losses = {}
+    matching, device = compute_loss.matching, compute_loss.weights.device
+    for split, latents in splits.items():
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.linspace(0, len(latents) - 1, NUM_EVALUATED).long()
+        noise = torch.randn(NUM_EVALUATED, latents.shape[1], generator=generator)
+        timesteps = torch.randperm(NUM_EVALUATED, generator=generator) * NUM_TRAIN_TIMESTEPS // NUM_EVALUATED
+        networks = None if matching is None else matching.networks[split][rows].to(device)
+        arguments = (latents[rows].to(device), noise.to(device), timesteps.to(device), networks, generator)
+        whole, error = compute_loss(model, *arguments)
+        losses |= {f"{split}_loss": whole.item(), split: error.item()}
+    ema.restore(model.parameters())
+    model.train()
+    return losses
+
+
+def _with_weights(denoiser: ModelMixin, weights: Sequence[torch.Tensor]) -> ModelMixin:
+    """Returns a copy of the denoiser with other parameters."""
+    other = copy.deepcopy(denoiser)
+    for parameter, tensor in zip(other.parameters(), weights, strict=True):
+        parameter.data.copy_(tensor)
+    return other

@@ -10,6 +10,7 @@ import torch
 import transformers
 from diffusers import ModelMixin
 
+from ..data.inputs import LabeledData
 from ..hub.cards import describe_hardware, published_name
 from ..loops import Stopwatch, fingerprint
 from ..pipelines.pipeline_pdiff import PDiffPipeline
@@ -18,26 +19,35 @@ from ..targets.building import build_network
 from ..zoo.checkpoints import Checkpoints
 from .autoencoder import encode_zoo, fit_autoencoder
 from .denoiser import fit_denoiser
-from .settings import DenoiserSettings, Recipe, load_recipe
+from .function_matching import FunctionMatching
+from .guidance import choose_autoguidance
+from .settings import AUTO, DenoiserSettings, Recipe, load_recipe
+from .units import canonical_splits, choose_recipe
 
 
-def fit(checkpoints: Checkpoints, recipe: str | Recipe = "fast") -> PDiffPipeline:
+def fit(checkpoints: Checkpoints, recipe: str | Recipe = "fast", images: LabeledData | None = None) -> PDiffPipeline:
     """Fits a generator to a zoo.
 
     Args:
-        checkpoints: The zoo, as `load_checkpoints` or `CheckpointRecorder.checkpoints` return it. Only its train split
-            is read.
-        recipe: `fast`, `paper`, the path of a YAML file, or a `Recipe`.
+        checkpoints: The zoo, as `load_checkpoints` or `CheckpointRecorder.checkpoints` return it. Its train split is
+            learned from; its validation split, if the recipe asks for it, chooses when to stop and how to guide.
+        recipe: `fast`, `units`, `paper`, the path of a YAML file, a `Recipe`, or `auto`: `units` for whole networks of
+            many runs, `fast` otherwise.
+        images: What the networks were trained on, if the recipe matches functions: the train split is used for that,
+            without its labels, and the validation split to choose the strength of autoguidance.
 
     Raises:
         RecipeError: If the recipe is missing, or holds a key or value that no setting takes.
         ValueError: If the zoo cannot be fitted.
         NonFiniteParametersError: If a training diverged.
     """
-    recipe, watch = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), Stopwatch()
-    autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder)
+    watch = Stopwatch()
+    if recipe == AUTO:
+        recipe, _ = choose_recipe(checkpoints)
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder, images=images)
     first_stage = {"settings": asdict(recipe.autoencoder), "seconds": watch.seconds}
-    return fit_pipeline(checkpoints, autoencoder, first_stage, recipe.denoiser)
+    return fit_pipeline(checkpoints, autoencoder, first_stage, recipe.denoiser, images=images)
 
 
 def fit_pipeline(
@@ -46,6 +56,7 @@ def fit_pipeline(
     first_stage: dict[str, Any],
     settings: DenoiserSettings,
     run: RunSettings | None = None,
+    images: LabeledData | None = None,
 ) -> PDiffPipeline:
     """Trains the denoiser on the zoo's latents and puts the pipeline together.
 
@@ -64,20 +75,43 @@ def fit_pipeline(
             f"{len(parameters)} checkpoints of {parameters.shape[1]} parameters; fit an autoencoder to it first."
         )
     data = {"zoo": zoo, "autoencoder": fingerprint(autoencoder.state_dict().values())} if zoo else None
-    latents = encode_zoo(autoencoder, parameters)  # (n, latent_dim)
-    denoiser, scheduler = fit_denoiser(latents, settings, run, watch, data)
-    second_stage = {"settings": asdict(settings), "seconds": watch.seconds}
+    wanted = ["train", "validation"] if settings.select_snapshot or settings.guide_at else ["train"]
+    splits, symmetries = canonical_splits(checkpoints, wanted, autoencoder, images)
+    latents = {name: encode_zoo(autoencoder, vectors) for name, vectors in splits.items()}  # (n, latent_dim)
+    matching = None
+    if settings.function_weight and images is not None:
+        matching = FunctionMatching(autoencoder, checkpoints.target_model, checkpoints.processor, images, splits)
+    if data is not None and matching is not None:
+        data["images"] = matching.source["images"]
+    fitted = fit_denoiser(
+        latents["train"],
+        settings,
+        run,
+        watch,
+        data,
+        autoencoder=autoencoder,
+        validation=latents.get("validation"),
+        matching=matching,
+    )
     average = build_network(checkpoints.target_model, checkpoints.processor, parameters.mean(0), share_trunk=False)
     pipe = PDiffPipeline(
         autoencoder=autoencoder,
-        denoiser=denoiser,
-        scheduler=scheduler,
+        denoiser=fitted.denoiser,
+        scheduler=fitted.scheduler,
         processor=checkpoints.processor,
         target_model=average,
+        guide=fitted.guide,
         default_num_inference_steps=settings.num_inference_steps,
+        default_autoguidance_scale=settings.autoguidance_scale if fitted.guide is not None else 0.0,
         image_processor_config=checkpoints.preprocessing or None,
     )
+    notes = fitted.notes | ({"function_matching": matching.source} if matching else {})
+    if fitted.guide is not None and symmetries is not None and images is not None and "validation" in splits:
+        chosen, notes["autoguidance"] = choose_autoguidance(pipe, symmetries, splits, images, settings.seed)
+        pipe.register_to_config(default_autoguidance_scale=chosen)
+    second_stage = {"settings": asdict(settings), "seconds": watch.seconds}
     pipe.metrics = describe_fit(checkpoints, autoencoder=first_stage, denoiser=second_stage)
+    pipe.metrics["generator"] |= notes
     return pipe
 
 

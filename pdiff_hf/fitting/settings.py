@@ -8,7 +8,8 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
@@ -19,11 +20,14 @@ from transformers import HfArgumentParser
 
 from .._registration import COMPONENTS, component_class
 from ..folders import shipped_folder
-from ..pipelines.checks import SCHEDULERS
+from ..pipelines.checks import LARGEST_SCALE, SCHEDULERS
 from ..settings import OptimizationSettings, RunSettings, require_within, setting
 
 NUM_TRAIN_TIMESTEPS = 1000
 RECIPES = sorted(path.stem for path in shipped_folder("recipes").glob("*.yaml"))
+
+
+AUTO = "auto"  # the recipe that suits the zoo
 
 
 class RecipeError(ValueError):
@@ -90,8 +94,15 @@ class AutoencoderSettings(ComponentSettings):
     """The first stage. An autoencoder that is fitted in closed form ignores what concerns its training."""
 
     role: ClassVar[str] = "autoencoder"
-    from_data: ClassVar[frozenset[str]] = frozenset({"parameters", "sizes", "parameter_dim"})
+    from_data: ClassVar[frozenset[str]] = frozenset(
+        {"parameters", "sizes", "parameter_dim", "order", "groups", "edges", "metrics"}
+    )
     type: str = setting("linear", f"Class of the autoencoder, one of {', '.join(COMPONENTS['autoencoder'])}.")
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether training images are of use."""
+        return self.type == "unit"
 
 
 @dataclass
@@ -99,7 +110,7 @@ class DenoiserSettings(ComponentSettings):
     """The second stage, and the sampler that is shipped; raises `RecipeError` for a scheduler that cannot draw."""
 
     role: ClassVar[str] = "denoiser"
-    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim"})
+    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim", "token_groups", "token_edges"})
     type: str = setting("mlp", f"Class of the denoiser, one of {', '.join(COMPONENTS['denoiser'])}.")
     latent_smoothing: float = setting(
         0.0, "Standard deviation of noise mixed into the standardized latents, which keep unit variance."
@@ -114,14 +125,47 @@ class DenoiserSettings(ComponentSettings):
     scheduler: str = setting("DPMSolverMultistepScheduler", "The diffusers scheduler that is shipped.")
     num_inference_steps: int = setting(20, "Steps of the shipped sampler.")
 
+    function_weight: float = setting(
+        0.0, "Weight of function matching: predicted networks must give the logits of real ones on training images."
+    )
+    function_images: int = setting(64, "Training images of one step of function matching.")
+    function_networks: int = setting(64, "Networks of a batch whose functions are matched, at most.")
+    function_gate: float = setting(1.0, "Function matching counts by this power of the signal's share alpha_bar.")
+    guide_at: float = setting(
+        0.0, "Share of the training after which the averaged weights are kept to guide away from; 0 keeps none."
+    )
+    autoguidance_scale: float = setting(
+        0.0, "Strength of that guidance, if validation checkpoints and images cannot choose it."
+    )
+    select_snapshot: bool = setting(
+        False, "Ship the averaged weights of the lowest loss on validation checkpoints, and stop when it rises."
+    )
+    auto_bf16: bool = setting(
+        False, "Train in bfloat16 on processors and GPUs that have it, unless --mixed_precision is given."
+    )
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether training or validation images are of use."""
+        return bool(self.function_weight or self.guide_at)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_within(self, 0, "latent_smoothing")
-        require_within(self, 0, "ema_decay", "beta_start", "beta_end", highest=1)
+        require_within(self, 0, "function_weight", "function_gate")
+        require_within(self, 0, "autoguidance_scale", highest=LARGEST_SCALE)
+        require_within(self, 0, "ema_decay", "beta_start", "beta_end", "guide_at", highest=1)
         require_within(self, 1, "num_inference_steps", highest=NUM_TRAIN_TIMESTEPS)
+        require_within(self, 1, "function_images", "function_networks")
         names = [scheduler.__name__ for scheduler in SCHEDULERS]
         if self.scheduler not in names:
             raise RecipeError(f"There is no scheduler {self.scheduler!r} to draw with; use one of {', '.join(names)}.")
+        if self.function_weight and self.prediction_type != "v_prediction":
+            raise RecipeError(
+                "Functions are matched by v_prediction alone; set function_weight: 0 or prediction_type."
+            )
+        if (self.guide_at or self.select_snapshot) and not self.ema_decay:
+            raise RecipeError("guide_at and select_snapshot keep averaged weights; set ema_decay above 0.")
 
 
 @dataclass
@@ -132,12 +176,25 @@ class Recipe:
     denoiser: DenoiserSettings
 
 
-Script = TypeVar("Script", bound=RunSettings)
+@dataclass
+class FitScriptSettings(RunSettings):
+    """What the scripts of both stages take beside the settings of their stage."""
+
+    checkpoints: str = field(kw_only=True, metadata={"help": "The checkpoints dataset: a folder or a Hub id."})
+    recipe: str = setting(
+        AUTO, f"{', '.join(f'`{name}`' for name in RECIPES)}, the path of a YAML file, or `auto`; flags override it."
+    )
+    dataset_name: str | None = setting(
+        None, "Where the images are that the recipe `units` uses, if not where a local zoo was collected."
+    )
+
+
+Script = TypeVar("Script", bound=FitScriptSettings)
 Settings = TypeVar("Settings", bound=ComponentSettings)
 
 
 def load_recipe(recipe: str | os.PathLike) -> Recipe:
-    """Reads a recipe: `fast`, `paper`, or the path of a YAML file with the sections `autoencoder` and `denoiser`.
+    """Reads a recipe: one that is shipped, or a YAML file with the sections `autoencoder` and `denoiser`.
 
     Raises:
         RecipeError: If there is no such recipe, or it holds a key or value that no setting takes.
@@ -177,19 +234,31 @@ def _settings(cls: type[Settings], values: dict[str, Any] | None, where: str) ->
 
 
 def parse_with_recipe(
-    script: type[Script], stage: type[Settings], description: str, argv: Sequence[str] | None
+    script: type[Script],
+    stage: type[Settings],
+    description: str,
+    argv: Sequence[str] | None,
+    choose: Callable[[argparse.Namespace], tuple[str, str]],
 ) -> tuple[Script, Settings]:
-    """Parses a script's flags; the recipe that `--recipe` names supplies the defaults of its stage."""
-    choose = argparse.ArgumentParser(add_help=False)
-    choose.add_argument("--recipe", default="fast")
-    choose.add_argument("--type")
-    choose.add_argument("--config", type=Config, default=Config())
-    chosen = choose.parse_known_args(argv)[0]
-    defaults: Settings = getattr(load_recipe(chosen.recipe), stage.role)
+    """Parses a script's flags; the recipe that `--recipe` names supplies the defaults of its stage.
+
+    `choose` returns, for `--recipe auto`, the recipe to be used and the reason, from the script's other flags.
+    """
+    given = HfArgumentParser(script, add_help=False, allow_abbrev=False)
+    given.add_argument("--type")
+    given.add_argument("--config", type=Config, default=Config())
+    parser = HfArgumentParser((script, stage), description=description)
+    if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+        parser.parse_args(argv)  # prints and ends
+    chosen = given.parse_known_args(argv)[0]
+    recipe = chosen.recipe
+    if recipe == AUTO:
+        recipe, reason = choose(chosen)
+        print(f"Recipe: {recipe}, because {reason}.")
+    defaults: Settings = getattr(load_recipe(recipe), stage.role)
     if chosen.type not in (None, defaults.type):
         defaults = dataclasses.replace(defaults, type=chosen.type, config=Config())
     defaults = dataclasses.replace(defaults, config=Config(defaults.config | chosen.config))
-    parser = HfArgumentParser((script, stage), description=description)
     parser.set_defaults(**dataclasses.asdict(defaults))
     script_settings, stage_settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     return script_settings, dataclasses.replace(stage_settings, config=defaults.config)

@@ -31,7 +31,7 @@ class Kind(NamedTuple):
     replaces: tuple[str, ...]
 
 
-COMPONENTS = ("autoencoder/*", "denoiser/*", "scheduler/*", "processor/*", "target_model/*")
+COMPONENTS = ("autoencoder/*", "denoiser/*", "guide/*", "scheduler/*", "processor/*", "target_model/*")
 PIPELINE = Kind("pipeline", "model", (*COMPONENTS, "metrics.json", *PICTURES))
 CHECKPOINTS = Kind("checkpoints dataset", "dataset", ("data/*", "target_model/*"))
 NETWORKS = Kind("drawn networks", "model", ("[0-9][0-9][0-9][0-9][0-9]/*",))

@@ -60,6 +60,8 @@ def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metr
         denoiser_parameters=f"{pipe.denoiser.num_parameters():,}",
         scheduler_class=type(pipe.scheduler).__name__,
         num_inference_steps=pipe.config.default_num_inference_steps,
+        autoguidance_scale=pipe.config.default_autoguidance_scale,
+        image_count=metrics["generator"].get("function_matching", {}).get("count"),
         recipe={
             stage: {name: value for name, value in settings.items() if value is not None}
             for stage, settings in metrics["generator"].items()

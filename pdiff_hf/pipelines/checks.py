@@ -45,6 +45,7 @@ ALLOWED: dict[str, tuple] = {
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", None),  # none is learned
 }
 LARGEST_SETTING = 10_000  # no sampler has as many steps
+LARGEST_SCALE = 10.0  # of guidance
 
 
 class SchedulerError(ValueError):
@@ -121,8 +122,8 @@ def as_count(name: str, value: Any, most: float = math.inf) -> int:
     raise ValueError(f"{name} must be a whole number of at least 1{limit}, but is {value!r:.50}.")
 
 
-def as_temperature(value: Any) -> float:
-    """Returns a temperature as a float.
+def as_number(name: str, value: Any) -> float:
+    """Returns a temperature or the like as a float.
 
     Raises:
         ValueError: If it is negative, infinite or no number.
@@ -130,7 +131,21 @@ def as_temperature(value: Any) -> float:
     with contextlib.suppress(TypeError, ValueError):
         if 0 <= float(value) < math.inf:
             return float(value)
-    raise ValueError(f"temperature must be a finite number of at least 0, but is {value!r:.50}.")
+    raise ValueError(f"{name} must be a finite number of at least 0, but is {value!r:.50}.")
+
+
+def as_scale(value: Any, guide: Any) -> float:
+    """Returns the strength of autoguidance as a float.
+
+    Raises:
+        ValueError: If it is not a number from 0 to `LARGEST_SCALE`, or is positive without a guide.
+    """
+    scale = as_number("autoguidance_scale", value)
+    if scale > LARGEST_SCALE:
+        raise ValueError(f"autoguidance_scale must be at most {LARGEST_SCALE:g}, but is {scale}.")
+    if scale and guide is None:
+        raise ValueError(f"autoguidance_scale is {scale}, but this pipeline has no guide; leave it out, or pass 0.")
+    return scale
 
 
 def check_arguments(

@@ -33,8 +33,8 @@ def describe_pipeline(
 
     Returns:
         JSON types: `name, commit, size` (bytes), `largest_file, generated` (`names`, `parameter_dim`), `target`
-        (`class`, `labels`), `autoencoder, denoiser, scheduler` (classes), `latent_dim, num_inference_steps`, and,
-        where they are known, `data, verdict, accuracy, dispersion, costs`.
+        (`class`, `labels`), `autoencoder, denoiser, scheduler` (classes), `latent_dim, num_inference_steps,
+        autoguidance_scale`, and, where they are known, `data, verdict, accuracy, dispersion, costs`.
 
     Raises:
         HubError: If it cannot be read.
@@ -70,6 +70,7 @@ def describe_pipeline(
             **{component: index[component][1] for component in COMPONENTS[:3]},
             "latent_dim": int(read_json(folder / "autoencoder" / "config.json")["latent_dim"]),
             "num_inference_steps": index.get("default_num_inference_steps"),
+            "autoguidance_scale": index.get("default_autoguidance_scale", 0.0),
         }
         if "sets" in metrics:
             described["verdict"] = {key: metrics["verdict"][key] for key in ("word", "reason")}
@@ -97,7 +98,8 @@ def description_table(described: dict[str, Any]) -> str:
         "labels": f"{len(target['labels'])}: {', '.join(map(str, target['labels'][:5]))}, …",
         "autoencoder": f"{described['autoencoder']}, {described['latent_dim']} latents",
         "denoiser": described["denoiser"],
-        "sampler": f"{described['scheduler']}, {described['num_inference_steps']} steps",
+        "sampler": f"{described['scheduler']}, {described['num_inference_steps']} steps"
+        + (f", autoguidance {described['autoguidance_scale']}" if described["autoguidance_scale"] else ""),
         "size": f"{described['size']:,} bytes, most of it {described['largest_file']}",
     }
     data = {key: value for key, value in described["data"].items() if value is not None}

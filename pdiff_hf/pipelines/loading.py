@@ -20,11 +20,13 @@ from ..folders import finish_replacing
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, own_files, read_json
 from ..targets.loading import LOADING, AnyTargetModel, bounded, load_network
-from .checks import LARGEST_SETTING, check_scheduler, load_scheduler
+from .checks import LARGEST_SETTING, as_scale, check_scheduler, load_scheduler
 
 logger = logging.get_logger(__name__)
 
-COMPONENTS = ("autoencoder", "denoiser", "scheduler", "processor", "target_model")
+COMPONENTS = ("autoencoder", "denoiser", "scheduler", "processor", "target_model", "guide")
+MODELS = ("autoencoder", "denoiser", "guide")  # of this package, with latents of one length
+OPTIONAL = ("guide",)  # a pipeline may lack them, or name none
 ROOT_FILES = ("model_index.json", "preprocessor_config.json")
 READ_FILES = (*ROOT_FILES, "metrics.json", *(f"{role}/*" for role in COMPONENTS))
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -90,7 +92,7 @@ def component_files(
     """
     names = own_files(folder, READ_FILES) if names is None else list(names)
     index, wanted = read_index(folder), {}
-    for role in (role for role in COMPONENTS if role in index and role not in given):
+    for role in (role for role in stored_components(index) if role not in given):
         own = [name for name in names if name.startswith(f"{role}/") and name.count("/") == 1]
         weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
         varied = [name for name in weights if variant is not None and is_of_variant(name, variant)]
@@ -111,6 +113,11 @@ def is_of_variant(name: str, variant: str | None) -> bool:
     return name.partition(".")[2] in ("safetensors", "safetensors.index.json")
 
 
+def stored_components(index: Mapping[str, Any]) -> list[str]:
+    """Returns which components a `model_index.json` names, in the order in which they are built."""
+    return [role for role in COMPONENTS if role not in OPTIONAL or index.get(role, [None])[0] is not None]
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """Reads `model_index.json`.
 
@@ -126,6 +133,8 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{where} must name 1 to {LARGEST_SETTING} steps and a mapping, but its default_num_inference_steps is "
             f"{steps!r:.50} and its image_processor_config {images!r:.50}."
         )
+    with broken_files(where):
+        as_scale(index.get("default_autoguidance_scale", 0.0), index.get("guide", [None])[0])
     return index
 
 
@@ -143,7 +152,7 @@ def load_components(
     index, files, loaded = read_index(folder), component_files(folder, None, variant, given), {}
     if variant is not None and not any(f".{variant}" in name for own in files.values() for name in own):
         raise BrokenFileError(f"{str(folder)!r} has no weights of the variant {variant!r}; leave variant out.")
-    for role in (role for role in COMPONENTS if role not in given):
+    for role in (role for role in stored_components(index) if role not in given):
         cls, where = _allowed_class(role, index.get(role), folder), f"The {role} in {str(folder)!r}"
         precision = dtype.get(role, dtype.get("default")) if isinstance(dtype, dict) else dtype
         weights = [folder / name for name in files[role] if name.endswith(".safetensors")]
@@ -195,9 +204,9 @@ def _load_model(cls: Any, config: dict[str, Any], files: list[Path], where: str)
 
 def _require_fit(loaded: Mapping[str, Any], folder: Path) -> None:
     """Raises `BrokenFileError` or `LayoutError` if components do not belong to one another."""
-    configs = {role: component.config for role, component in loaded.items() if role in ("autoencoder", "denoiser")}
+    configs = {role: component.config for role, component in loaded.items() if role in MODELS}
     dims = {"latent_dim": {role: config["latent_dim"] for role, config in configs.items()}}
-    dims["parameter_dim"] = {role: config["parameter_dim"] for role, config in configs.items() if role != "denoiser"}
+    dims["parameter_dim"] = {role: config["parameter_dim"] for role, config in configs.items() if role == MODELS[0]}
     if "processor" in loaded:
         dims["parameter_dim"]["processor"] = loaded["processor"].parameter_dim
     for key, values in dims.items():

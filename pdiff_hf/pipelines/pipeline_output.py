@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
@@ -169,21 +171,39 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
         write_json(folder / "provenance.json", self.provenance[index])
 
 
-def describe_source(source: Any) -> dict[str, Any]:
-    """Returns the repository and the commit of the `Source` that a pipeline was loaded from, None if it was not."""
-    repository = source.repository if source else None
-    commit = source.folder.name if source and repository else None
-    return {"generator": repository.repo_id if repository else None, "revision": commit}
-
-
 def number_draws(
-    count: int, generator: torch.Generator | list[torch.Generator] | None, drawing: dict[str, Any]
+    count: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    source: Any,
+    scheduler: str,
+    sampling: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Returns the provenance of each network: what describes all of them, and its seed and place in the call."""
+    """Returns the provenance of each network: what describes all of them, and its seed and place in the call.
+
+    `source` is the `Source` that the pipeline was loaded from, None if it was not; `scheduler` the name of its class,
+    and `sampling` its settings.
+    """
+    repository = source.repository if source else None
+    drawing = {
+        "generator": repository.repo_id if repository else None,
+        "revision": source.folder.name if repository else None,
+        "scheduler": scheduler,
+        **sampling,
+        "diffusers_version": diffusers.__version__,
+    }
     if isinstance(generator, list):
         return [{**drawing, "seed": g.initial_seed(), "index": 0} for g in generator]
     seed = None if generator is None else generator.initial_seed()
     return [{**drawing, "seed": seed, "index": i} for i in range(count)]
+
+
+class CallState(threading.local):
+    """What the last call of each thread has reached."""
+
+    num_timesteps, interrupt = 0, False
+
+    def __reduce__(self) -> tuple:
+        return CallState, ()  # a copied or pickled pipeline has made no call
 
 
 @dataclass

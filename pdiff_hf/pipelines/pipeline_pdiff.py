@@ -7,12 +7,10 @@ import inspect
 import json
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
@@ -22,21 +20,12 @@ from transformers import PreTrainedModel
 from ..folders import replace_folder
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
-from .checks import as_count, as_temperature, check_arguments, check_generator, check_scheduler, returned_latents
+from .checks import as_count, as_number, as_scale, check_arguments, check_generator, check_scheduler, returned_latents
 from .loading import Source, load_arguments, locate
-from .pipeline_output import DrawnNetworks, PDiffPipelineOutput, describe_source, number_draws
+from .pipeline_output import CallState, DrawnNetworks, PDiffPipelineOutput, number_draws
 from .saving import keep_files, read_attachments, write_attachments
 
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
-
-
-class _CallState(threading.local):
-    """What the last call of each thread has reached."""
-
-    num_timesteps, interrupt = 0, False
-
-    def __reduce__(self) -> tuple:
-        return _CallState, ()  # a copied or pickled pipeline has made no call
 
 
 class PDiffPipeline(DiffusionPipeline):
@@ -54,7 +43,10 @@ class PDiffPipeline(DiffusionPipeline):
         processor: The layout of a vector.
         target_model: The network whose parameters are generated. It holds the average of the training checkpoints in
             the generated positions, and works as it stands.
+        guide: An under-trained state of the denoiser, which samples are guided away from (autoguidance, Karras et al.
+            2024, arXiv 2406.02507).
         default_num_inference_steps: Steps of the sampler if the call names none.
+        default_autoguidance_scale: Strength of autoguidance if the call names none.
         image_processor_config: Preprocessing of the network's images; saved as `preprocessor_config.json`, and with
             every drawn network.
 
@@ -63,7 +55,8 @@ class PDiffPipeline(DiffusionPipeline):
             if not known, and of a pipeline from the Hub, whose own goes with it.
     """
 
-    model_cpu_offload_seq = "denoiser->autoencoder"
+    model_cpu_offload_seq = "guide->denoiser->autoencoder"
+    _optional_components = ["guide"]
     _exclude_from_cpu_offload = ["target_model"]
     _callback_tensor_inputs = ["latents"]
     metrics: dict[str, Any] | None = None
@@ -77,18 +70,21 @@ class PDiffPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         processor: ConfigMixin,
         target_model: PreTrainedModel,
+        guide: ModelMixin | None = None,
         default_num_inference_steps: int = 20,
+        default_autoguidance_scale: float = 0.0,
         image_processor_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._call = _CallState()
+        self._call = CallState()
         self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
-        self.register_modules(processor=processor, target_model=target_model)
+        self.register_modules(processor=processor, target_model=target_model, guide=guide)
         if type(target_model).__module__.split(".")[0] not in LOADABLE_CLASSES:  # a class of the user's
             self.register_to_config(target_model=("pdiff_hf", "AnyTargetModel"))
         preprocessing = json.loads(json.dumps(image_processor_config, default=lambda value: value.tolist()))
         self.register_to_config(
             default_num_inference_steps=as_count("default_num_inference_steps", default_num_inference_steps),
+            default_autoguidance_scale=as_scale(default_autoguidance_scale, guide),
             image_processor_config=preprocessing,
         )
 
@@ -118,6 +114,7 @@ class PDiffPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        autoguidance_scale: float | None = None,
         output_type: str = "model",
         temperature: float = 1.0,
         return_dict: bool = True,
@@ -132,6 +129,7 @@ class PDiffPipeline(DiffusionPipeline):
                 closer to the average.
             generator: Decides the noise. A list, one for each network, makes a network independent of its batch.
             latents: Initial noise `(num_models, latent_dim)` of unit variance, in place of drawn noise.
+            autoguidance_scale: How far to extrapolate from the guide's prediction beyond the denoiser's; 0 for not.
             output_type: `"model"`, `"pt"`, `"np"` or `"latent"`.
             temperature: Factor on the final latents: 1 as trained, 0 gives `decode(0)`.
             return_dict: `False` for a plain tuple.
@@ -150,9 +148,11 @@ class PDiffPipeline(DiffusionPipeline):
         # 1. Check inputs
         scheduler = copy.deepcopy(self.scheduler)  # other threads draw at the same time
         check_scheduler(scheduler, self._trained)
-        num_models, temperature = as_count("num_models", num_models), as_temperature(temperature)
+        num_models, temperature = as_count("num_models", num_models), as_number("temperature", temperature)
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         num_inference_steps = as_count("num_inference_steps", steps, scheduler.config.num_train_timesteps)
+        scale = self.config.default_autoguidance_scale if autoguidance_scale is None else autoguidance_scale
+        autoguidance_scale = as_scale(scale, self.guide)
         shape = (num_models, self.denoiser.config.latent_dim)
         asked = callback_on_step_end_tensor_inputs or []
         check_arguments(shape, generator, latents, output_type, asked, self._callback_tensor_inputs)
@@ -171,7 +171,10 @@ class PDiffPipeline(DiffusionPipeline):
             for i, t in enumerate(scheduler.timesteps):
                 if self.interrupt:
                     continue
-                predicted = self.denoiser(scheduler.scale_model_input(latents, t), t).sample
+                model_input = scheduler.scale_model_input(latents, t)
+                predicted = self.denoiser(model_input, t).sample
+                if autoguidance_scale:
+                    predicted = predicted + autoguidance_scale * (predicted - self.guide(model_input, t).sample)
                 latents = scheduler.step(predicted, t, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": latents})
@@ -187,9 +190,8 @@ class PDiffPipeline(DiffusionPipeline):
             fields = {"parameters": parameters.cpu().numpy() if output_type == "np" else parameters}
         if output_type == "model":
             sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature}
-            drawing = {**describe_source(self._source), "scheduler": type(scheduler).__name__, **sampling}
-            drawing["diffusers_version"] = diffusers.__version__
-            provenance = number_draws(num_models, generator, drawing)
+            sampling |= {"autoguidance_scale": autoguidance_scale} if autoguidance_scale else {}
+            provenance = number_draws(num_models, generator, self._source, type(scheduler).__name__, sampling)
             preprocessing = self.config.image_processor_config or {}
             fields["models"] = DrawnNetworks(self.target_model, self.processor, parameters, preprocessing, provenance)
         self.maybe_free_model_hooks()
@@ -202,6 +204,7 @@ class PDiffPipeline(DiffusionPipeline):
         batch_size: int = 64,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
+        autoguidance_scale: float | None = None,
         output_type: str = "model",
         temperature: float = 1.0,
     ) -> Iterator[PDiffPipelineOutput]:
@@ -214,7 +217,7 @@ class PDiffPipeline(DiffusionPipeline):
         for start in range(0, num_models, batch_size):
             count = min(batch_size, num_models - start)
             own = generator[start : start + count] if isinstance(generator, list) else generator
-            output = self(count, num_inference_steps, own, output_type=output_type, temperature=temperature)
+            output = self(count, num_inference_steps, own, None, autoguidance_scale, output_type, temperature)
             yield cast(PDiffPipelineOutput, output)
 
     @classmethod

@@ -22,7 +22,7 @@ from ..hub.cards import readdress, write_remote_code_card
 from ..hub.client import persistently
 from ..hub.safety import shareable_files
 from ..hub.sharing import push_files
-from .loading import COMPONENTS, component_files, locate, read_index
+from .loading import component_files, locate, read_index, stored_components
 from .pipeline_pdiff import PDiffPipeline
 
 BRANCH = "remote-code"
@@ -103,7 +103,7 @@ def _export(pipeline: Path, names: Iterable[str], output_dir: str | os.PathLike)
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(pipeline / name, folder / name)
-        for role in COMPONENTS:
+        for role in stored_components(index):
             if index[role][0] == "pdiff_hf":
                 class_name = index[role][1]
                 modules = {cls.__name__: cls.__module__ for cls in component_classes(role).values()}

@@ -106,30 +106,39 @@ def iter_logits(
     target_model = copy.deepcopy(target_model, shared)
     tensors = processor.unflatten(parameters.to(reference.device, reference.dtype))  # each (n, *shape)
     count, inputs = count_inputs(inputs), move_inputs(inputs, reference)
-    evaluate, batch_size = _plan_evaluation(target_model, processor, tensors, take_inputs(inputs, slice(1)))
+    evaluate, batch_size = plan_evaluation(target_model, processor, tensors, take_inputs(inputs, slice(1)))
     starts = range(0, max(count, 1), batch_size)
     for start in tqdm(starts, desc=f"evaluating {len(parameters)} networks", disable=not progress):
         yield evaluate(tensors, take_inputs(inputs, slice(start, start + batch_size)))
 
 
-def _plan_evaluation(
-    target_model: PreTrainedModel, processor: ParameterProcessor, tensors: dict[str, torch.Tensor], one: Inputs
+def plan_evaluation(
+    target_model: PreTrainedModel,
+    processor: ParameterProcessor,
+    tensors: dict[str, torch.Tensor],
+    one: Inputs,
+    stacks_convolutions: bool = False,
 ) -> tuple[Evaluate, int]:
     """Returns the fastest function from tensors and a batch to logits `(n, batch, classes)`, and its batch size.
 
-    `tensors` are those of all networks, each `(n, *shape)`; `one` is a single example, for a trial run.
+    The function is differentiable. `tensors` are those of all networks, each `(n, *shape)`; `one` is a single example,
+    for a trial run. With `stacks_convolutions`, generated convolutions are grouped ones, which are faster where small
+    networks are evaluated on few examples.
     """
-    n = len(tensors[processor.names[0]])
+    first = processor.names[0]
+    n = len(tensors[first])
 
     def logits_with(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
         with PlainArithmetic():
             return logits_of(target_model, functional_call(target_model, generated, *call_with(batch)))
 
     def one_by_one(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
-        return torch.stack([logits_with({name: t[i] for name, t in generated.items()}, batch) for i in range(n)])
+        return torch.stack(
+            [logits_with({name: t[i] for name, t in generated.items()}, batch) for i in range(len(generated[first]))]
+        )
 
     # 1. Networks with generated convolution weights (more than two dimensions) are evaluated one by one.
-    if any(len(shape) > 2 for shape in processor.shapes):
+    if not stacks_convolutions and any(len(shape) > 2 for shape in processor.shapes):
         return one_by_one, MAX_BATCH_SIZE
     # 2. So must be a model that vmap cannot trace; a trial with two networks and one example finds out.
     try:

@@ -2,102 +2,87 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from ..data.inputs import Inputs, call_with
+from ..data.inputs import Inputs
 from .processing_parameters import ParameterProcessor
-from .task import classification, logits_of, task_of
+from .task import classification, task_of
+from .unit_search import UnitSearch, same
+from .units import HiddenUnits, Rescaling, permute_units, scale_units, unit_features
 
-TOLERANCE = 1e-3  # relative change of the logits that still counts as none
-BALANCING_ROUNDS = 20
+BALANCING_ROUNDS, BALANCED = 100, 1e-7  # at most so many rounds, fewer once no factor is further from 1
 ALIGNMENT_ROUNDS = 10
-
-
-@dataclass(frozen=True)
-class HiddenUnits:
-    """The units of one hidden layer: rows that feed them, columns that read them."""
-
-    incoming: tuple[str, ...]  # tensors whose first axis counts the units: weight and bias of the layer before
-    outgoing: str  # the weight whose second axis counts them; each unit is read by `block` columns
-    count: int  # number of units
-    block: int  # columns per unit in `outgoing`: more than one where feature maps are flattened
-    rescalable: bool = False  # whether a unit may be multiplied by a positive number and its readers divided by it
 
 
 class Symmetries:
     """The permutations, rescalings and logit shifts under which a network's predictions stay the same.
 
-    Found by trying: layers that follow each other in the order of the model's modules are candidates, and one counts
-    if permuting (or rescaling) its units changes no logit on example images. Only units whose incoming and outgoing
-    tensors are all generated are tried. No architecture is treated specially. Logits are shifted in classification
-    alone: of a regression they are the predictions.
+    Found by trying, see `UnitSearch`: a permutation of the units of one layer counts, with whatever must be permuted
+    along (normalizations, layers that read them, layers that residual connections tie to it), if it changes no logit
+    on example images; rescalings likewise. Only units whose incoming and outgoing tensors are all generated are
+    tried. No architecture is treated specially. Logits are shifted in classification alone: of a regression they are
+    the predictions.
 
-    It takes the target network in eval mode, its layout, one vector `(D,)` of a trained network and a few examples.
+    Args:
+        model: The target network in evaluation mode.
+        processor: Its layout.
+        parameters: One vector `(D,)` of a trained network.
+        inputs: A few examples.
+        batch_statistics: Whether BatchNorms are tried with the statistics of the examples, as is right where they are
+            re-estimated for each network. Running statistics that all networks share bind the units of a layer.
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: ParameterProcessor, parameters: torch.Tensor, inputs: Inputs
+        self,
+        model: PreTrainedModel,
+        processor: ParameterProcessor,
+        parameters: torch.Tensor,
+        inputs: Inputs,
+        batch_statistics: bool = False,
     ) -> None:
         self.processor = processor
-        self._logits = lambda vector: _logits(model, processor, vector, inputs)
-        reference = self._logits(parameters)
-        self.layers: list[HiddenUnits] = []
-        for candidate in _candidates(model, processor):
-            # A random permutation of the units must leave all logits as they are.
-            generator = torch.Generator().manual_seed(0)
-            order = torch.randperm(candidate.count, generator=generator)
-            permuted = self._apply(parameters, candidate, order, torch.ones(candidate.count))
-            if not _same(self._logits(permuted), reference):
-                continue
-            # So must random positive factors, if the units may be rescaled as well.
-            scale = 0.5 + torch.rand(candidate.count, generator=generator)
-            scaled = self._apply(parameters, candidate, torch.arange(candidate.count), scale)
-            self.layers.append(replace(candidate, rescalable=_same(self._logits(scaled), reference)))
-        self.shift = self._find_shift(model, parameters, reference)
+        search = UnitSearch(model, processor, parameters, inputs, batch_statistics)
+        self.layers: list[HiddenUnits] = list(search.units())
+        self.shift = self._find_shift(model, parameters, search)
 
     def transform(self, parameters: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Returns other parameters `(n, D)` of the same functions: random permutations, rescalings and shifts."""
         changed = []
         for vector in parameters:
+            tensors = self.processor.unflatten(vector[None])
             for layer in self.layers:
-                order = torch.randperm(layer.count, generator=generator)
-                scale = torch.ones(layer.count)
-                if layer.rescalable:
-                    scale = torch.exp(0.5 * torch.randn(layer.count, generator=generator))
-                vector = self._apply(vector, layer, order, scale)
-            changed.append(vector)
-        return torch.stack(changed)
+                self._permute(tensors, layer, torch.randperm(layer.count, generator=generator))
+                for rescaling in layer.rescalings:
+                    count = 1 if rescaling.together else layer.count
+                    factor = torch.exp(0.5 * torch.randn(count, generator=generator))
+                    self._rescale(tensors, rescaling, factor[None])
+            changed.append(self._join(tensors))
+        return torch.cat(changed)
 
     def canonicalize(self, parameters: torch.Tensor) -> torch.Tensor:
         """Removes rescalings and shifts from `(n, D)`: what enters a unit and what leaves it get the same norm.
 
-        A shift of all logits is removed by taking the mean over classes out of the last layer.
+        Weights before a normalization, which may have any scale, get a root mean square of 1. A shift of all logits is
+        removed by taking the mean over classes out of the last layer.
         """
         tensors = {name: tensor.clone() for name, tensor in self.processor.unflatten(parameters.double()).items()}
         # 1. Shift: the mean over classes is removed from the last layer.
         for name in self.shift:
             tensors[name] -= tensors[name].mean(1, keepdim=True)
         # 2. Scale: a layer's balance depends on that of its neighbors, so that several layers take several rounds.
-        for _ in range(BALANCING_ROUNDS if len(self.layers) > 1 else 1):
-            for layer in self.layers:
-                if layer.rescalable:
-                    into, out = self._features(tensors, layer)
-                    into_norm, out_norm = into.norm(dim=2), out.norm(dim=2)  # (n, units)
-                    alive = (into_norm > 0) & (out_norm > 0)
-                    scale = torch.where(alive, (out_norm / into_norm.clamp(min=1e-12)).sqrt(), 1.0)
-                    for incoming in layer.incoming:
-                        tensors[incoming] *= _widen(scale, tensors[incoming])
-                    columns = scale.repeat_interleave(layer.block, dim=1)[:, None]  # (n, 1, units * block)
-                    tensors[layer.outgoing] /= _widen(columns, tensors[layer.outgoing])
-        return self._join(tensors, len(parameters)).to(parameters.dtype)
+        rescalings = [(layer, rescaling) for layer in self.layers for rescaling in layer.rescalings]
+        for _ in range(BALANCING_ROUNDS):
+            furthest = 0.0
+            for layer, rescaling in rescalings:
+                factor = _balancing(tensors, layer, rescaling)
+                self._rescale(tensors, rescaling, factor)
+                furthest = max(furthest, (factor - 1).abs().max().item())
+            if furthest <= BALANCED:
+                break
+        return self._join(tensors).to(parameters.dtype)
 
     def align(self, parameters: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Permutes canonical vectors `(n, D)` toward one canonical reference `(D,)`; exact for one hidden layer.
@@ -134,7 +119,7 @@ class Symmetries:
         if not self.layers:
             return plain
         columns = torch.arange(len(others)).expand(len(parameters), -1) if nearest is None else nearest
-        if len(self.layers) == 1:
+        if len(self.layers) == 1 and not self.layers[0].reads_itself:
             return self._one_layer_distances(parameters, others, columns, plain)
         for i, vector in enumerate(parameters):
             for j in columns[i].tolist():
@@ -147,7 +132,7 @@ class Symmetries:
         layer = self.layers[0]
         # 1. What belongs to units is compared unit by unit, everything else as it stands.
         ours, theirs = self._units(parameters, layer), self._units(others, layer)  # (n, units, features)
-        moving = set(layer.incoming) | {layer.outgoing}
+        moving = {*layer.incoming, *layer.outgoing}
         rest = [name for name in self.processor.names if name not in moving]
         fixed_ours, fixed_theirs = (
             torch.cat([self.processor.unflatten(x)[name].reshape(len(x), -1) for name in rest] or [x[:, :0]], dim=1)
@@ -164,80 +149,71 @@ class Symmetries:
         return plain
 
     def _align_one(self, vector: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        for _ in range(ALIGNMENT_ROUNDS if len(self.layers) > 1 else 1):
+        one_round = len(self.layers) == 1 and not self.layers[0].reads_itself
+        for _ in range(1 if one_round else ALIGNMENT_ROUNDS):
             before = vector
             for layer in self.layers:
                 # The permutation that maximizes the inner product with the reference minimizes the distance to it.
                 gain = self._units(reference[None], layer)[0].double() @ self._units(vector[None], layer)[0].double().T
                 _, order = linear_sum_assignment(gain.numpy(), maximize=True)
-                vector = self._apply(vector, layer, torch.from_numpy(order), torch.ones(layer.count))
+                tensors = self.processor.unflatten(vector[None])
+                self._permute(tensors, layer, torch.from_numpy(order))
+                permuted = self._join(tensors)[0]
+                # A tensor that moves along both axes makes the problem quadratic: then it may not have come closer.
+                if not layer.reads_itself or (permuted - reference).norm() < (vector - reference).norm():
+                    vector = permuted
             if torch.equal(before, vector):
                 break
         return vector
 
     def _units(self, parameters: torch.Tensor, layer: HiddenUnits) -> torch.Tensor:
         """Returns everything that belongs to each unit, `(n, units, features)`."""
-        return torch.cat(self._features(self.processor.unflatten(parameters), layer), dim=2)
+        tensors = self.processor.unflatten(parameters)
+        return torch.cat(unit_features(tensors, layer.incoming, layer.outgoing, layer.count), dim=2)
 
-    def _features(self, tensors: dict[str, torch.Tensor], layer: HiddenUnits) -> tuple[torch.Tensor, torch.Tensor]:
-        incoming = [tensors[name] for name in layer.incoming]  # (n, units, ...)
-        into = torch.cat([tensor.reshape(*tensor.shape[:2], -1) for tensor in incoming], dim=2)
-        out = tensors[layer.outgoing].unflatten(2, (layer.count, layer.block))  # (n, readers, units, block, ...)
-        return into, out.transpose(1, 2).flatten(2)
+    @staticmethod
+    def _permute(tensors: dict[str, torch.Tensor], layer: HiddenUnits, order: torch.Tensor) -> None:
+        """Replaces the tensors `(n, *shape)` that a layer's units belong to by permuted ones."""
+        for axis, names in ((1, layer.incoming), (2, layer.outgoing)):
+            tensors.update({name: permute_units(tensors[name], axis, order) for name in names})
 
-    def _apply(
-        self, vector: torch.Tensor, layer: HiddenUnits, order: torch.Tensor, scale: torch.Tensor
-    ) -> torch.Tensor:
-        tensors = self.processor.unflatten(vector)
-        for name in layer.incoming:
-            tensors[name] = tensors[name][order] * _widen(scale, tensors[name])
-        weight = tensors[layer.outgoing].unflatten(1, (layer.count, layer.block))  # (readers, units, block, ...)
-        tensors[layer.outgoing] = (weight[:, order] / _widen(scale[None], weight)).flatten(1, 2)
-        return self._join(tensors)
+    @staticmethod
+    def _rescale(tensors: dict[str, torch.Tensor], rescaling: Rescaling, factor: torch.Tensor) -> None:
+        """Replaces tensors `(n, *shape)` by those with units multiplied by factors `(n, units)`."""
+        for axis, names, by in ((1, rescaling.incoming, factor), (2, rescaling.outgoing, 1 / factor)):
+            tensors.update({name: scale_units(tensors[name], axis, by) for name in names})
 
-    def _join(self, tensors: dict[str, torch.Tensor], *leading: int) -> torch.Tensor:
-        """Returns the vectors `(*leading, D)` of tensors `(*leading, *shape)`."""
-        return torch.cat([tensors[name].reshape(*leading, -1) for name in self.processor.names], dim=-1)
+    def _join(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the vectors `(n, D)` of tensors `(n, *shape)`."""
+        return torch.cat([tensors[name].flatten(1) for name in self.processor.names], dim=1)
 
-    def _find_shift(self, model: PreTrainedModel, vector: torch.Tensor, reference: torch.Tensor) -> tuple[str, ...]:
+    def _find_shift(self, model: PreTrainedModel, vector: torch.Tensor, search: UnitSearch) -> tuple[str, ...]:
         """Returns the names of the last layer's tensors, if adding the same to every class only shifts the logits."""
         if task_of(model.config) is not classification:
             return ()
         last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        if not last or last[-1][1].out_features != reference.shape[1]:
+        if not last or last[-1][1].out_features != search.expected.shape[1]:
             return ()
         names = tuple(n for n in (f"{last[-1][0]}.weight", f"{last[-1][0]}.bias") if n in self.processor.names)
         if not names:
             return ()
-        tensors = self.processor.unflatten(vector)
+        tensors = self.processor.unflatten(vector[None])
         for name in names:
-            tensors[name] = tensors[name] - tensors[name].mean(0, keepdim=True)
-        shifted = self._logits(self._join(tensors))
-        return names if _same(shifted.softmax(-1), reference.softmax(-1)) else ()
+            tensors[name] = tensors[name] - tensors[name].mean(1, keepdim=True)
+        _, shifted = search.run(self._join(tensors)[0])
+        return names if same(shifted.softmax(-1), search.expected.softmax(-1)) else ()
 
 
-def _candidates(model: nn.Module, processor: ParameterProcessor) -> Iterator[HiddenUnits]:
-    generated = dict(zip(processor.names, processor.shapes, strict=True))
-    kinds = nn.Linear | nn.Conv1d | nn.Conv2d
-    layers = [n for n, m in model.named_modules() if isinstance(m, kinds) and f"{n}.weight" in generated]
-    for before, after in itertools.pairwise(layers):
-        incoming = tuple(name for name in (f"{before}.weight", f"{before}.bias") if name in generated)
-        count, width = generated[incoming[0]][0], generated[f"{after}.weight"][1]
-        complete = len(incoming) == len(dict(model.get_submodule(before).named_parameters(recurse=False)))
-        if complete and width % count == 0:
-            yield HiddenUnits(incoming, f"{after}.weight", count, width // count)
-
-
-def _widen(factor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Appends dimensions of length 1 until `factor` has as many as `tensor`."""
-    return factor.view(factor.shape + (1,) * (tensor.ndim - factor.ndim))
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, processor: ParameterProcessor, vector: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    output = functional_call(model, processor.unflatten(vector), *call_with(inputs))
-    return logits_of(model, output).float()
-
-
-def _same(logits: torch.Tensor, reference: torch.Tensor) -> bool:
-    return bool((logits - reference).abs().max() <= TOLERANCE * reference.abs().max().clamp(min=1e-6))
+def _balancing(tensors: dict[str, torch.Tensor], layer: HiddenUnits, rescaling: Rescaling) -> torch.Tensor:
+    """Returns factors `(n, units)` that bring tensors `(n, *shape)` closer to canonical form; 1 of a dead unit."""
+    into, out = unit_features(tensors, rescaling.incoming, rescaling.outgoing, layer.count)
+    if rescaling.together:
+        into = into.flatten(1)[:, None]  # (n, 1, features of all units)
+    size = into.norm(dim=2)  # (n, units)
+    if rescaling.outgoing:
+        ratio = out.norm(dim=2) / size.clamp(min=1e-12)
+        # Where units read each other, each gets half of what would balance it if the others stayed as they are.
+        ratio = ratio ** (0.25 if {*rescaling.incoming} & {*rescaling.outgoing} else 0.5)
+    else:
+        ratio = into.shape[2] ** 0.5 / size.clamp(min=1e-12)
+    return torch.where((size > 0) & (ratio > 0), ratio, 1.0)

@@ -10,9 +10,15 @@ import pytest
 import yaml
 
 from pdiff_hf import load_recipe
-from pdiff_hf.fitting.settings import RECIPES, AutoencoderSettings, DenoiserSettings, RecipeError, parse_with_recipe
+from pdiff_hf.fitting.settings import (
+    RECIPES,
+    AutoencoderSettings,
+    DenoiserSettings,
+    FitScriptSettings,
+    RecipeError,
+    parse_with_recipe,
+)
 from pdiff_hf.folders import shipped_folder
-from pdiff_hf.settings import RunSettings
 
 
 @pytest.fixture
@@ -27,12 +33,12 @@ def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def parse(*flags: str) -> tuple[RunSettings, DenoiserSettings]:
-    @dataclasses.dataclass
-    class Script(RunSettings):
-        recipe: str = "fast"
-
-    return parse_with_recipe(Script, DenoiserSettings, "A script.", ["--output_dir", "out", *flags])
+def parse(*flags: str, suits: str = "fast") -> tuple[FitScriptSettings, DenoiserSettings]:
+    """Parses the flags of a script that takes the recipe `suits` for a zoo unless they name another."""
+    arguments = ["--output_dir", "out", "--checkpoints", "zoo", *flags]
+    return parse_with_recipe(
+        FitScriptSettings, DenoiserSettings, "A script.", arguments, lambda given: (suits, f"of {given.checkpoints}")
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -67,7 +73,7 @@ def test_own_recipe_changes_what_it_names(write_recipe):
         ("config: {widht: 8}", r"denoiser 'mlp' holds the unknown keys \['widht'\]; .*'num_blocks', .*'width'\]"),
         ("config: {latent_dim: 8}", r"unknown keys \['latent_dim'\]"),  # comes from the autoencoder
         ("type: conv, config: {width: 8}", r"denoiser 'conv' holds the unknown keys \['width'\]; .*'kernel_size'"),
-        ("type: cubic", r"no denoiser of type 'cubic'; choose one of \['conv', 'mlp'\]"),
+        ("type: cubic", r"no denoiser of type 'cubic'; choose one of \['conv', 'mlp', 'transformer'\]"),
         ("config: {width: wide}", "width: 'wide', but width is of type int"),
         ("config: {width: 1.5}", "width: 1.5, but width is of type int"),
         ("type: conv, config: {channels: 3}", "channels: 3, but channels is of type"),
@@ -77,6 +83,9 @@ def test_own_recipe_changes_what_it_names(write_recipe):
         ("3: 4", r"unknown keys \['3'\]"),
         ("num_inference_steps: 9999", "--num_inference_steps must be from 1 to 1000, but is 9999"),
         ("scheduler: FancyScheduler", "no scheduler 'FancyScheduler'"),
+        ("function_weight: 1, prediction_type: epsilon", "Functions are matched by v_prediction alone"),
+        ("guide_at: 0.2, ema_decay: 0", "keep averaged weights; set ema_decay above 0"),
+        ("autoguidance_scale: 11", "--autoguidance_scale must be from 0 to 10"),
     ],
 )
 def test_mistake_in_a_section_is_named(write_recipe, section, sentence):
@@ -110,7 +119,7 @@ def test_file_that_is_not_a_recipe_is_refused(write_recipe, text, sentence):
 
 
 def test_unknown_recipe_is_named():
-    with pytest.raises(RecipeError, match=r"no recipe 'quick'; pass one of \['fast', 'paper'\]"):
+    with pytest.raises(RecipeError, match=r"no recipe 'quick'; pass one of \['fast', 'paper', 'units'\]"):
         load_recipe("quick")
 
 
@@ -120,6 +129,15 @@ def test_flags_override_the_recipe():
     assert settings == dataclasses.replace(load_recipe("paper").denoiser, learning_rate=0.5)
     assert (run.output_dir, run.checkpointing_steps) == ("out", 7)
     assert parse()[1] == load_recipe("fast").denoiser
+
+
+def test_the_recipe_that_suits_the_zoo_is_the_default_and_is_printed(capsys):
+    _, settings = parse(suits="units")
+
+    assert settings == load_recipe("units").denoiser
+    assert capsys.readouterr().out == "Recipe: units, because of zoo.\n"
+    assert parse("--recipe", "fast", suits="units")[1] == load_recipe("fast").denoiser
+    assert capsys.readouterr().out == ""
 
 
 def test_config_of_the_command_line_is_merged_over_that_of_the_recipe(write_recipe):

@@ -193,6 +193,23 @@ def test_a_stranger_opens_a_pull_request_that_leaves_the_main_branch_as_it_is(
     assert address.endswith(hub.repos["model", pushed].pull_requests["refs/pr/1"])
 
 
+def test_a_guide_is_pushed_and_fetched_and_removed_with_the_next_push(
+    hub: Hub, repo_id: str, tiny_pipeline: PDiffPipeline, empty_cache: Path
+):
+    guided = PDiffPipeline(
+        **tiny_pipeline.components | {"guide": tiny_pipeline.denoiser}, default_autoguidance_scale=1
+    )
+
+    guided.push_to_hub(repo_id, token=TOKEN)
+    loaded = PDiffPipeline.from_pretrained(repo_id, cache_dir=empty_cache)
+    tiny_pipeline.push_to_hub(repo_id, token=TOKEN)
+    again = PDiffPipeline.from_pretrained(repo_id, cache_dir=empty_cache)
+
+    assert (type(loaded.guide), loaded.config.default_autoguidance_scale) == (type(tiny_pipeline.denoiser), 1.0)
+    assert (again.guide, again.config.default_autoguidance_scale) == (None, 0.0)
+    assert not [name for name in HfApi().list_repo_files(repo_id) if name.startswith("guide/")]
+
+
 # What is refused, before anything is sent
 
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 from diffusers import ModelMixin
 
-from pdiff_hf import LinearParameterAutoencoder, MLPParameterDenoiser, ParameterAutoencoder, ParameterDenoiser
+from pdiff_hf import (
+    LinearParameterAutoencoder,
+    MLPParameterDenoiser,
+    ParameterAutoencoder,
+    ParameterDenoiser,
+    TransformerParameterDenoiser,
+)
 from pdiff_hf.loops import seeded
 
 SIZES = [30, 1, 39]  # lengths of the tensors of a vector; 70 in all, no multiple of 32
@@ -44,17 +50,31 @@ def build_conv_denoiser(zoo: torch.Tensor) -> ParameterDenoiser:
     return denoiser.eval()
 
 
-def build_mlp_denoiser(zoo: torch.Tensor) -> MLPParameterDenoiser:
+def with_random_weights(denoiser: ModelMixin) -> ModelMixin:
     """A denoiser whose output layers are no longer zero."""
     with seeded(0):
-        denoiser = MLPParameterDenoiser(LATENT_DIM, width=16, time_embedding_dim=16)
         for parameter in denoiser.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return denoiser.eval()
 
 
+def build_mlp_denoiser(zoo: torch.Tensor) -> ModelMixin:
+    return with_random_weights(MLPParameterDenoiser(LATENT_DIM, width=16, time_embedding_dim=16))
+
+
+def build_transformer_denoiser(zoo: torch.Tensor) -> ModelMixin:
+    groups, edges = [[2, 1], [1, 2]], [[0, 1, 1]]
+    return with_random_weights(
+        TransformerParameterDenoiser(LATENT_DIM, token_groups=groups, token_edges=edges, width=16)
+    )
+
+
 AUTOENCODERS: dict[str, Callable[[torch.Tensor], ModelMixin]] = {"conv": fit_conv, "linear": fit_linear}
-DENOISERS: dict[str, Callable[[torch.Tensor], ModelMixin]] = {"conv": build_conv_denoiser, "mlp": build_mlp_denoiser}
+DENOISERS: dict[str, Callable[[torch.Tensor], ModelMixin]] = {
+    "conv": build_conv_denoiser,
+    "mlp": build_mlp_denoiser,
+    "transformer": build_transformer_denoiser,
+}
 
 
 @pytest.fixture(params=AUTOENCODERS)

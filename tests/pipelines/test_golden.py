@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_golden import GOLDEN, SEEDS, draw
+from make_golden import GOLDEN, PIPELINES, SEEDS, draw
 from safetensors.torch import load_file
 
 from pdiff_hf import PDiffPipeline
@@ -16,14 +16,23 @@ ORIGIN = ("_diffusers_version", "transformers_version", "_name_or_path")  # who 
 ROUNDING = 2e-6  # another CPU rounds the last bits differently
 
 
+ADDED = {"guide": [None, None], "default_autoguidance_scale": 0.0}  # to the index since `pipeline` was saved
+
+
+@pytest.fixture(params=PIPELINES)
+def name(request: pytest.FixtureRequest) -> str:
+    """One golden pipeline after the other."""
+    return request.param
+
+
 @pytest.fixture
-def pipe() -> PDiffPipeline:
-    return PDiffPipeline.from_pretrained(GOLDEN / "pipeline")
+def pipe(name: str) -> PDiffPipeline:
+    return PDiffPipeline.from_pretrained(GOLDEN / name)
 
 
-def difference(drawn: dict[str, torch.Tensor]) -> float:
+def difference(drawn: dict[str, torch.Tensor], name: str) -> float:
     """The largest difference from the golden samples."""
-    expected = load_file(GOLDEN / "samples.safetensors")
+    expected = load_file(GOLDEN / PIPELINES[name])
     assert {name: t.shape for name, t in drawn.items()} == {name: t.shape for name, t in expected.items()}
     return max((drawn[name] - tensor).abs().max().item() for name, tensor in expected.items())
 
@@ -43,27 +52,36 @@ def contents(folder: Path) -> dict[str, object]:
     return read
 
 
-def test_the_golden_pipeline_draws_its_golden_samples(pipe: PDiffPipeline):
+def test_the_golden_pipeline_draws_its_golden_samples(pipe: PDiffPipeline, name: str):
     drawn = draw(pipe)
 
-    assert difference(drawn) <= ROUNDING
+    assert difference(drawn, name) <= ROUNDING
     assert torch.pdist(drawn["parameters"]).min() > 0.1  # one network per seed
     assert len(drawn["parameters"]) == len(SEEDS)
 
 
-@pytest.mark.parametrize("component", ["autoencoder", "denoiser", "target_model"])
-def test_another_weight_draws_other_samples(pipe: PDiffPipeline, component: str):
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [
+        *(("pipeline", component) for component in ("autoencoder", "denoiser", "target_model")),
+        *(("units", component) for component in ("autoencoder", "denoiser", "guide")),
+    ],
+)
+def test_another_weight_draws_other_samples(pipe: PDiffPipeline, name: str, component: str):
     model = getattr(pipe, component)
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            tensor.mul_(1.001)
+            if tensor.is_floating_point():
+                tensor.mul_(1.001)
 
-    assert difference(draw(pipe)) > 10 * ROUNDING
+    assert difference(draw(pipe), name) > 10 * ROUNDING
 
 
-def test_the_golden_pipeline_is_saved_as_it_was_loaded(pipe: PDiffPipeline, tmp_path: Path):
+def test_the_golden_pipeline_is_saved_as_it_was_loaded(pipe: PDiffPipeline, name: str, tmp_path: Path):
     pipe.save_pretrained(tmp_path)
 
-    assert contents(tmp_path) == contents(GOLDEN / "pipeline") | {"README.md": None}
+    expected = contents(GOLDEN / name) | {"README.md": None}
+    expected["model_index.json"] = ADDED | expected["model_index.json"]
+    assert contents(tmp_path) == expected
     before, again = draw(pipe), draw(PDiffPipeline.from_pretrained(tmp_path))
     assert all(torch.equal(again[name], tensor) for name, tensor in before.items())

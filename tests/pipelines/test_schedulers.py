@@ -66,7 +66,7 @@ def test_the_shipped_sampler_keeps_the_spread_of_an_exact_gaussian(tiny_pipeline
     settings = load_recipe(recipe).denoiser
     num_inference_steps = settings.num_inference_steps
     settings.max_train_steps, settings.type = 1, "mlp"
-    _, scheduler = fit_denoiser(torch.randn(8, 4, generator=generators(0)[0]), settings)
+    scheduler = fit_denoiser(torch.randn(8, 4, generator=generators(0)[0]), settings).scheduler
     pipe = PDiffPipeline.from_pipe(tiny_pipeline, denoiser=ExactGaussianDenoiser(4, scheduler), scheduler=scheduler)
 
     latents = pipe(

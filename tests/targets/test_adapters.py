@@ -190,7 +190,7 @@ def test_directions_of_a_lora_may_be_permuted_and_rescaled():
 
     symmetries = Symmetries(target, processor, vectors[-1], inputs)
 
-    pairs = [layer for layer in symmetries.layers if "lora_A" in layer.incoming[0] and "lora_B" in layer.outgoing]
+    pairs = [layer for layer in symmetries.layers if "lora_A" in layer.incoming[0] and "lora_B" in layer.outgoing[0]]
     assert len(pairs) == 4
     assert all(layer.rescalable for layer in pairs)
 
