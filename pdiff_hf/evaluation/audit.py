@@ -155,15 +155,8 @@ class Auditor:
             LayoutError, NonFiniteParametersError: If vectors do not fit the layout or are not finite.
         """
         # 1. The first setting of the generator gets the verdict.
-        settings = samples if isinstance(samples, dict) else {"samples": samples}
-        shipped, drawn = next(iter(settings.items()))
-        if drop_broken:
-            settings = {name: vectors[vectors.isfinite().all(1)] for name, vectors in settings.items()}
-        dropped = len(drawn) - len(settings[shipped])
-        if len(settings[shipped]) < 2:
-            raise ValueError(
-                f"An audit needs at least two samples, but there are {len(drawn)}, of which {dropped} are not finite."
-            )
+        settings, dropped = check_samples(samples, self.processor, drop_broken)
+        shipped = next(iter(settings))
         networks = self._evaluate({"further": further or {}, "samples": settings})
         networks = {"real": self.networks["real"], **networks, **self.networks}
         sample = self._aligned(networks["samples"][shipped])
@@ -208,7 +201,31 @@ def audit(
 
     Takes the arguments of `Auditor.audit`, and by name those of `Auditor`, which serves several generators.
     """
+    check_samples(samples, known["processor"], drop_broken)
     return Auditor(zoo, **known).audit(samples, further, drop_broken)
+
+
+def check_samples(
+    samples: torch.Tensor | dict[str, torch.Tensor], processor: ParameterProcessor, drop_broken: bool
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Returns the samples of each setting, those that are not finite dropped, and how many the first one lost.
+
+    Raises:
+        ValueError: If there are fewer than two samples.
+        LayoutError, NonFiniteParametersError: If vectors do not fit the layout, or are not finite and not to be dropped.
+    """
+    settings = samples if isinstance(samples, dict) else {"samples": samples}
+    first, drawn = next(iter(settings.items()))
+    if drop_broken:
+        settings = {name: vectors[vectors.isfinite().all(1)] for name, vectors in settings.items()}
+    dropped = len(drawn) - len(settings[first])
+    if len(settings[first]) < 2:
+        raise ValueError(
+            f"An audit needs at least two samples, but there are {len(drawn)}, of which {dropped} are not finite."
+        )
+    for vectors in settings.values():
+        processor.check(vectors)
+    return settings, dropped
 
 
 def align_to_zoo(

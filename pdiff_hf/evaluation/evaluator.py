@@ -187,7 +187,7 @@ def _places(reference: Reference, networks: dict[str, EvaluatedSet], answer: Aud
     known = {name: Networks(rows, reference.align(rows.parameters)) for name, rows in placed.items()}
     if reference.heldout is not None:
         known["heldout"] = reference.heldout
-    own = reference.leave_one_out("weights")  # none if there are two runs: without one, the other has no neighbor
+    own = reference.leave_one_out("weights")[1]  # none if there are two runs: without one, the other has no neighbor
     middle = [own.median().item() if len(own) else 1.0, networks["zoo"].scores["test"].mean().item()]
     return {"zoo": torch.tensor([middle], dtype=torch.float64)} | {
         name: torch.stack([reference.ratios(rows, "weights")[1].double(), rows.evaluated.scores["test"].double()], 1)

@@ -206,6 +206,8 @@ def novel(sample: Networks, reference: Reference, seed: int) -> Novel | NotAsses
     if reference.related.all():
         within = f"all checkpoints lie within {reference.length} steps of each other"
         return NotAssessable(f"{within}, which is as far as their correlation reaches")
+    if (reference.heldout is None or len(reference.heldout) < 2) and not len(reference.leave_one_out("weights")[1]):
+        return NotAssessable("without held-out checkpoints, the zoo needs at least three runs")
     weights, ratios, real_ratios = _distances(sample, reference, "weights", seed)
     functions, _, _ = _distances(sample, reference, "functions", seed)
     # Networks as good as the zoo and no copies (N&P), and what of the samples the zoo's hulls do not reach.
@@ -240,7 +242,7 @@ def _distances(
     """Returns the evidence of one space, and r of each sample `(n,)` and of each real network."""
     # 1. r of samples and of held-out checkpoints; without these, of zoo members by leave-one-out.
     _, ratios = reference.ratios(sample, space)
-    own = reference.leave_one_out(space)
+    own = reference.leave_one_out(space)[1]
     real, units = own, torch.arange(len(own))
     if reference.heldout is not None and len(reference.heldout) > 1:
         real, units = reference.ratios(reference.heldout, space)[1], reference.heldout.units
@@ -258,6 +260,8 @@ def _distances(
     nearest = reference.distances_within(sample, space)
     least = COPY * real_within[real_within.isfinite()].quantile(0.05)
     quantiles = [ratios.quantile(q).item() for q in (0.05, 0.5, 0.95)]
+    # 3. Copies: nearer than half of what is natural, or of what held-out checkpoints are, if these are nearer.
+    scale = min(1.0, real.median().item())
     return (
         Distances(
             r=bootstrap(lambda w: weighted_median(ratios, w), sample.units),
@@ -266,9 +270,9 @@ def _distances(
             auc=auc,
             rank_statistic=rank_statistic(ratios, real),
             heldout_rank_statistic=rank_statistic(real, own),
-            copies=int((ratios < COPY).sum()),
-            strict_copies=int((ratios < STRICT_COPY).sum()),
-            heldout_copies=(real < COPY).double().mean().item(),
+            copies=int((ratios < COPY * scale).sum()),
+            strict_copies=int((ratios < STRICT_COPY * scale).sum()),
+            heldout_copies=(real < COPY * scale).double().mean().item(),
             apart=apart,
             repeated=int((nearest < least).sum()),
             total=len(ratios),

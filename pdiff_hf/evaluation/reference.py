@@ -20,6 +20,7 @@ SPACES: tuple[Space, Space] = ("weights", "functions")
 FEW = 10  # members whose distance modulo symmetries is computed: the nearest as aligned, and as many in function
 FEW_DEEP = 3  # the same for several hidden layers, whose permutations take a search
 SAME = 0.03  # of the median distance of two functions: nearer are one network twice
+FEWEST_UNITS = 5  # with fewer runs in the zoo, intervals take its checkpoints as they are
 MANY = 200  # zoo members that stand for all of them
 
 
@@ -88,6 +89,8 @@ class Reference:
             units = resampling_units(run, step, self.length) if self.known else torch.arange(len(zoo))
         else:
             units = torch.from_numpy(connected_components(self.related.numpy())[1]).long()
+        if len(units.unique()) < FEWEST_UNITS:
+            units = torch.arange(len(zoo))
         self.zoo = Networks(replace(zoo, units=units), aligned_zoo)
         # 3. Held-out checkpoints: those that the zoo holds too are none.
         self._nearest: dict[Space, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {space: {} for space in SPACES}
@@ -131,17 +134,18 @@ class Reference:
         natural = self.natural(space, members[:, 0])
         return distances[:, 0], distances[:, 0] / natural
 
-    def leave_one_out(self, space: Space) -> torch.Tensor:
-        """Returns r of the representatives that have an unrelated member `(k,)`, each measured as if held out."""
-        ratios = []
+    def leave_one_out(self, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns which zoo members represent it and have unrelated ones `(k,)`, and r of each as if held out `(k,)`."""
+        rows, ratios = [], []
         for row in self.represented.tolist():
             distances, members = self._natural_neighbors(space, [row])[0]
             nearest = int(members[0])
             others, names = self._natural_neighbors(space, [nearest])[0]
             free = ~self.related[row, names] & others.isfinite()
             if distances[0].isfinite() and free.any():
-                ratios.append(distances[0] / others[free][0].clamp(min=1e-12))
-        return torch.stack(ratios) if ratios else torch.zeros(0)
+                rows.append(row)
+                ratios.append((distances[0] / others[free][0].clamp(min=1e-12)).item())
+        return torch.tensor(rows, dtype=torch.long), torch.tensor(ratios, dtype=torch.float64)
 
     def natural(self, space: Space, members: torch.Tensor) -> torch.Tensor:
         """Returns distances of zoo members `(k,)` to the nearest unrelated ones; the median where there is none."""
