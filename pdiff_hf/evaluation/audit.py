@@ -212,7 +212,7 @@ def check_samples(
 
     Raises:
         ValueError: If there are fewer than two samples.
-        LayoutError, NonFiniteParametersError: If vectors do not fit the layout, or are not finite and not to be dropped.
+        LayoutError, NonFiniteParametersError: If vectors do not fit the layout, or are not finite and kept.
     """
     settings = samples if isinstance(samples, dict) else {"samples": samples}
     first, drawn = next(iter(settings.items()))

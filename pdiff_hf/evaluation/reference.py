@@ -135,7 +135,7 @@ class Reference:
         return distances[:, 0], distances[:, 0] / natural
 
     def leave_one_out(self, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns which zoo members represent it and have unrelated ones `(k,)`, and r of each as if held out `(k,)`."""
+        """Returns representatives that have an unrelated member `(k,)`, and r of each as if held out `(k,)`."""
         rows, ratios = [], []
         for row in self.represented.tolist():
             distances, members = self._natural_neighbors(space, [row])[0]
