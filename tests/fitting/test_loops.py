@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pdiff_hf.loops import make_optimizer, seeded, step_generator, training_steps
+from pdiff_hf.loops import make_optimizer, seeded, step_generator, training_steps, trains_in_bf16
 from pdiff_hf.settings import OptimizationSettings, RunSettings
 
 keys = st.tuples(st.integers(0, 2**31), st.integers(0, 10_000), st.sampled_from(["batches", "noise", "runs"]))
@@ -221,3 +221,26 @@ def test_state_of_the_working_folder_lies_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     assert RunSettings(".").folder == Path(f"{tmp_path}-state")
+
+
+def test_learning_rate_may_end_above_zero():
+    settings = OptimizationSettings(
+        max_train_steps=50, learning_rate=0.5, lr_scheduler="cosine_with_min_lr", lr_min_rate=0.02, lr_warmup_steps=5
+    )
+    optimizer, lr_scheduler = make_optimizer([torch.zeros(1, requires_grad=True)], settings)
+
+    rates = []
+    for _ in range(50):
+        optimizer.step()
+        lr_scheduler.step()
+        rates.append(lr_scheduler.get_last_lr()[0])
+
+    assert max(rates) == rates[4] == 0.5
+    assert rates[-1] == pytest.approx(0.02 * 0.5)
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_a_precision_that_was_asked_for_is_kept(tmp_path, precision):
+    run = RunSettings(str(tmp_path / "output"), mixed_precision=precision)
+
+    assert not trains_in_bf16(Accelerator(), run)
