@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..fitting.guidance import rank_statistic
 from ..targets.processing_parameters import ParameterProcessor
 from .intervals import (
     Interval,
@@ -17,7 +18,7 @@ from .intervals import (
     weighted_spread,
 )
 from .metrics import dispersion, hull_residuals
-from .novelty import copying_auc, pairwise_distances, rank_statistic
+from .novelty import copying_auc, pairwise_distances
 from .reference import MANY, Networks, Reference, Space
 
 TAUS = (0.5, 1.0, 2.0)

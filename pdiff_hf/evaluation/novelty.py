@@ -64,13 +64,3 @@ def copying_auc(
     ours, real = samples[:, None], heldout[None, :]
     further = (ours > real).double() + 0.5 * (ours == real).double()  # (n, m)
     return between_mean(further, weights, heldout_weights)
-
-
-def rank_statistic(samples: torch.Tensor, heldout: torch.Tensor) -> float:
-    """Returns Z_U: by how many standard errors of the rank test samples `(n,)` lie further than held-out `(m,)` do.
-
-    About 0 for as far as real checkpoints; below -2 too near, above 2 too far (arXiv 2004.05675).
-    """
-    n, m = len(samples), len(heldout)
-    ones = [torch.ones(count, dtype=torch.float64) for count in (n, m)]
-    return (copying_auc(samples, heldout, *ones).item() - 0.5) * (12 * n * m / (n + m + 1)) ** 0.5
