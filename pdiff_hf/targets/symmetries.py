@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
@@ -15,6 +16,7 @@ from .units import HiddenUnits, Rescaling, permute_units, scale_units, unit_feat
 
 BALANCING_ROUNDS, BALANCED = 100, 1e-7  # at most so many rounds, fewer once no factor is further from 1
 ALIGNMENT_ROUNDS = 10
+ALIGNED = 2**22  # numbers of vectors that are aligned at once
 
 
 class Symmetries:
@@ -90,7 +92,8 @@ class Symmetries:
         Deeper networks: coordinate descent over the layers, a Hungarian assignment each (Git Re-Basin,
         arXiv 2209.04836, section 3.2).
         """
-        return torch.stack([self._align_one(vector, reference) for vector in parameters])
+        parts = parameters.split(max(1, ALIGNED // len(reference)))
+        return torch.cat([self._align_pairs(part, reference.expand(len(part), -1)) for part in parts])
 
     def align_to_mean(
         self, canonical: torch.Tensor, rounds: int, restart: bool = False
@@ -121,9 +124,11 @@ class Symmetries:
         columns = torch.arange(len(others)).expand(len(parameters), -1) if nearest is None else nearest
         if len(self.layers) == 1 and not self.layers[0].reads_itself:
             return self._one_layer_distances(parameters, others, columns, plain)
-        for i, vector in enumerate(parameters):
-            for j in columns[i].tolist():
-                plain[i, j] = min(plain[i, j], (self._align_one(vector, others[j]) - others[j]).norm())
+        rows, size = torch.arange(len(parameters)).repeat_interleave(columns.shape[1]), parameters.shape[1]
+        pairs = (flat.split(max(1, ALIGNED // size)) for flat in (rows, columns.flatten()))
+        for i, j in zip(*pairs, strict=True):
+            found = (self._align_pairs(parameters[i], others[j]) - others[j]).norm(dim=1)
+            plain[i, j] = torch.minimum(plain[i, j], found.to(plain.dtype))
         return plain
 
     def _one_layer_distances(
@@ -148,23 +153,26 @@ class Symmetries:
                 plain[i, j] = (matrix[rows, assigned].sum() + fixed[i, j].item()) ** 0.5
         return plain
 
-    def _align_one(self, vector: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    def _align_pairs(self, vectors: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """Permutes each of n vectors toward its own reference, both `(n, D)`."""
         one_round = len(self.layers) == 1 and not self.layers[0].reads_itself
         for _ in range(1 if one_round else ALIGNMENT_ROUNDS):
-            before = vector
+            before = vectors
             for layer in self.layers:
                 # The permutation that maximizes the inner product with the reference minimizes the distance to it.
-                gain = self._units(reference[None], layer)[0].double() @ self._units(vector[None], layer)[0].double().T
-                _, order = linear_sum_assignment(gain.numpy(), maximize=True)
-                tensors = self.processor.unflatten(vector[None])
-                self._permute(tensors, layer, torch.from_numpy(order))
-                permuted = self._join(tensors)[0]
+                gains = self._units(references, layer).double() @ self._units(vectors, layer).double().mT
+                orders = np.stack([linear_sum_assignment(gain, maximize=True)[1] for gain in gains.numpy()])
+                tensors = self.processor.unflatten(vectors)
+                self._permute(tensors, layer, torch.from_numpy(orders))
+                permuted = self._join(tensors)
                 # A tensor that moves along both axes makes the problem quadratic: then it may not have come closer.
-                if not layer.reads_itself or (permuted - reference).norm() < (vector - reference).norm():
-                    vector = permuted
-            if torch.equal(before, vector):
+                if layer.reads_itself:
+                    closer = (permuted - references).norm(dim=1) < (vectors - references).norm(dim=1)
+                    permuted = torch.where(closer[:, None], permuted, vectors)
+                vectors = permuted
+            if torch.equal(before, vectors):
                 break
-        return vector
+        return vectors
 
     def _units(self, parameters: torch.Tensor, layer: HiddenUnits) -> torch.Tensor:
         """Returns everything that belongs to each unit, `(n, units, features)`."""

@@ -40,8 +40,16 @@ class HiddenUnits:
 
 
 def permute_units(tensor: torch.Tensor, axis: int, order: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor whose units `(count,)` along an axis, of one or several entries each, are in another order."""
-    return tensor.unflatten(axis, (len(order), -1)).index_select(axis, order).flatten(axis, axis + 1)
+    """Returns a tensor whose units along an axis, of one or several entries each, are in another order.
+
+    The order is `(count,)`, or `(n, count)` with one for each of n rows.
+    """
+    parts = tensor.unflatten(axis, (order.shape[-1], -1))
+    shape = [1] * parts.ndim
+    shape[axis] = -1
+    if order.ndim == 2:
+        shape[0] = len(order)
+    return parts.gather(axis, order.view(shape).expand_as(parts)).flatten(axis, axis + 1)
 
 
 def scale_units(tensor: torch.Tensor, axis: int, factor: torch.Tensor) -> torch.Tensor:
