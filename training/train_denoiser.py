@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         DenoiserSettings,
         __doc__,
         argv,
-        lambda flags: recipe_for(load_autoencoder(flags.autoencoder)[0]),
+        lambda flags: recipe_for(flags.autoencoder),
     )
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
