@@ -12,7 +12,7 @@ from .processing_parameters import ParameterProcessor
 from .symmetries import Symmetries
 from .task import classification, logits_of, task_of
 
-METRIC_EXAMPLES, METRIC_DRAWS, METRIC_NETWORKS = 64, 4, 200
+METRIC_EXAMPLES, METRIC_DRAWS, METRIC_NETWORKS = 64, 16, 200
 LARGEST_METRIC = 4096  # numbers of a token beyond which its metric would take too much memory
 
 
@@ -93,7 +93,7 @@ def unit_metrics(
     generator = torch.Generator().manual_seed(0)
     networks = parameters[:METRIC_NETWORKS]
     for vector in networks:
-        rows = torch.randint(total, (min(total, METRIC_EXAMPLES),), generator=generator)
+        rows = torch.randperm(total, generator=generator)[:METRIC_EXAMPLES]
         logits, own = _logits_with_gradient(model, processor, vector, take_inputs(inputs, rows))
         for draw in range(METRIC_DRAWS):
             signs = torch.randint(2, logits.shape, generator=generator) * 2 - 1

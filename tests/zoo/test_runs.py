@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from conftest import build
 from scripts import files_of, run, run_alone
 from transformers import PreTrainedModel
 
@@ -31,6 +32,7 @@ from pdiff_hf.data.images import ImageSplit
 from pdiff_hf.settings import RunSettings
 from pdiff_hf.targets.building import build_network
 from pdiff_hf.targets.networks import ConvNetConfig, ConvNetForImageClassification
+from pdiff_hf.zoo import run_groups
 from pdiff_hf.zoo import runs as collecting_runs
 from pdiff_hf.zoo.run_groups import batch_rows, initial_parameters, run_seed, train_group
 from pdiff_hf.zoo.settings import load_target, target_optimization
@@ -117,29 +119,36 @@ def test_zoos_of_neighboring_seeds_share_no_run(digits: ImageData):
     assert len(torch.cat([everything(first), everything(second)]).unique(dim=0)) == 28
 
 
-def test_a_run_is_what_plain_training_makes_of_it(mlp: PreTrainedModel, digits: ImageData):
+@pytest.mark.parametrize("positions", [0, run_groups.STACKED_POSITIONS], ids=["one after the other", "stacked"])
+@pytest.mark.parametrize("family", ["mlp", "convnet"])
+def test_a_run_is_what_plain_training_makes_of_it(
+    family: str, positions: int, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_groups, "STACKED_POSITIONS", positions)
+    config = ConvNetConfig(num_channels=1, hidden_sizes=[4, 6], num_labels=10, normalization="layer")
+    model = build("mlp") if family == "mlp" else ConvNetForImageClassification(config).eval()
     settings = dataclasses.replace(SETTINGS, adam_weight_decay=0.1)
     optimization = target_optimization(settings, 12)
-    processor, pixel_values = make_processor(mlp, "full"), digits.preprocessing(digits.train.pixels)
-    start = initial_parameters(mlp, processor, SEEDS)
+    processor, pixel_values = make_processor(model, "full"), digits.preprocessing(digits.train.pixels)
+    start = initial_parameters(model, processor, SEEDS)
     grouped = train_group(
-        mlp, processor, start, SEEDS, pixel_values, digits.train.labels, optimization, recorded=[5, 11]
+        model, processor, start, SEEDS, pixel_values, digits.train.labels, optimization, recorded=[5, 11]
     )
 
-    processor.load_into(mlp, start[2])
-    optimizer = torch.optim.AdamW(mlp.parameters(), lr=optimization.learning_rate, weight_decay=0.1)
+    processor.load_into(model, start[2])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optimization.learning_rate, weight_decay=0.1)
     warm_up = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: step if step < 1 else 0.5 * (1 + torch.tensor(torch.pi * (step - 1) / 11).cos().item())
     )
     batches = batch_rows([SEEDS[2]], len(digits.train), optimization.train_batch_size)
     for step in range(12):
         rows = next(batches)[0]
-        mlp(pixel_values[rows], labels=digits.train.labels[rows]).loss.backward()
+        model(pixel_values[rows], labels=digits.train.labels[rows]).loss.backward()
         optimizer.step()
         warm_up.step()
         optimizer.zero_grad()
         if step in (5, 11):
-            plain = processor.flatten(mlp.state_dict())
+            plain = processor.flatten(model.state_dict())
             torch.testing.assert_close(grouped[2, (5, 11).index(step)], plain, atol=1e-5, rtol=1e-4)
 
 
