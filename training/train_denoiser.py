@@ -17,11 +17,13 @@ from pdiff_hf.fitting.autoencoder import load_autoencoder, recipe_for
 from pdiff_hf.fitting.images import images_of
 from pdiff_hf.fitting.pipeline import fit_pipeline
 from pdiff_hf.fitting.settings import DenoiserSettings, FitScriptSettings, parse_with_recipe
+from pdiff_hf.fitting.units import canonical_splits
 from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.settings import HubSettings, run_script
 from pdiff_hf.zoo.checkpoints import load_checkpoints
 
 NUM_DRAWN = 16  # networks drawn for the summary
+NUM_ALIGNED = 500  # checkpoints that they are compared with, if units must be aligned
 
 
 @dataclass
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         DenoiserSettings,
         __doc__,
         argv,
-        lambda flags: recipe_for(load_autoencoder(flags.autoencoder)[0]),
+        lambda flags: recipe_for(flags.autoencoder),
     )
     require_writable_folder(run.output_dir)
     accelerator = Accelerator(mixed_precision=run.mixed_precision)
@@ -52,8 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         pipe.save_pretrained(run.output_dir)
         run.clear()
         generator = torch.Generator().manual_seed(settings.seed)
-        drawn = pipe(NUM_DRAWN, generator=generator, output_type="pt")
-        spread = dispersion(torch.as_tensor(drawn[0]), checkpoints.zoo.parameters)
+        drawn = torch.as_tensor(pipe(NUM_DRAWN, generator=generator, output_type="pt")[0])
+        splits, symmetries = canonical_splits(checkpoints, ["train"], autoencoder, images)
+        zoo = splits["train"]
+        if symmetries is not None:  # units are drawn in any order
+            zoo, mean = symmetries.align_to_mean(zoo[:NUM_ALIGNED], rounds=2)
+            drawn = symmetries.align(symmetries.canonicalize(drawn), mean)
+        spread = dispersion(drawn, zoo)
         print(f"The dispersion R of {NUM_DRAWN} drawn networks is {spread:.2f}; the zoo has 1, copies of one 0.")
         print(f"Written: {run.output_dir}")
         run.push(run.output_dir)

@@ -118,7 +118,10 @@ def load_autoencoder(folder: str | os.PathLike) -> tuple[ModelMixin, dict[str, A
     return autoencoder, json.loads(notes.read_text(encoding="utf-8"))
 
 
-def recipe_for(autoencoder: ModelMixin) -> tuple[str, str]:
-    """Returns the recipe whose denoiser suits an autoencoder, `units` or `fast`, and the reason in words."""
-    recipe = "units" if "token_groups" in autoencoder.config else "fast"
-    return recipe, f"the autoencoder is a {type(autoencoder).__name__}"
+def recipe_for(folder: str | os.PathLike) -> tuple[str, str]:
+    """Returns the recipe whose denoiser suits the autoencoder in a folder, and the reason in words."""
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        return "fast", "there is no autoencoder yet"
+    found = json.loads(config.read_text(encoding="utf-8"))
+    return ("units" if "token_groups" in found else "fast"), f"the autoencoder is a {found.get('_class_name')}"
