@@ -151,7 +151,8 @@ def run_generator(
     fitting = time.perf_counter() - started
     pipe.set_progress_bar_config(disable=True)
     started = time.perf_counter()
-    samples = pipe(SAMPLES, generator=torch.Generator().manual_seed(1000 + seed), output_type="pt").parameters
+    generator = torch.Generator().manual_seed(1000 + seed)
+    (samples,) = pipe(SAMPLES, generator=generator, output_type="pt", return_dict=False)
     sampling = time.perf_counter() - started
     answer = auditor.audit(samples)
     scores = answer.networks["samples"]["samples"].scores["test"]
