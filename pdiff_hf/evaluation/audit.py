@@ -159,7 +159,7 @@ class Auditor:
         shipped = next(iter(settings))
         networks = self._evaluate({"further": further or {}, "samples": settings})
         networks = {"real": self.networks["real"], **networks, **self.networks}
-        sample = self._aligned(networks["samples"][shipped])
+        sample = self.reference.joined(self._aligned(networks["samples"][shipped]))
         # 2. What single samples must not decide: up to a twentieth of outliers is counted, but not averaged.
         _, ratios = self.reference.ratios(sample, "weights")
         kept = ~outliers(sample, self.reference, self.chance, ratios)
@@ -183,10 +183,19 @@ class Auditor:
         return self._principal.encode(aligned).latents[:, :CODES]
 
     def _leading_directions(self) -> torch.Tensor:
-        """Returns the fewest principal directions that hold half of the zoo's variance, `(D, k)`."""
-        variance = self._principal.latent_std.double() ** 2
+        """Returns the fewest principal directions that hold half of the zoo's variance, `(D, k)`.
+
+        What they were fitted to varies more along them than other networks do: without held-out checkpoints, every
+        other zoo member is left out to be compared.
+        """
+        reference, fitted = self.reference, self._principal
+        if reference.heldout is not reference.real:
+            members = reference.zoo.aligned[::2]
+            if len(members) > 2:
+                fitted = LinearParameterAutoencoder.from_zoo(members, explained_variance=1.0)
+        variance = fitted.latent_std.double() ** 2
         count = int((variance.cumsum(0) < variance.sum() / 2).sum()) + 1
-        return self._principal.components[:count].T
+        return fitted.components[:count].T
 
 
 def audit(

@@ -156,7 +156,10 @@ def disperses(
     real = reference.real
     # 1. R: the root of the ratio of the mean squared distances of pairs, which is that of the traces of covariances.
     r = _root_of_ratio(sample.aligned, zoo.aligned, sample.units, zoo.units)
-    r_leading = _root_of_ratio(sample.aligned @ leading, real.aligned @ leading, sample.units, real.units)
+    compared = real
+    if reference.heldout is not real:  # the members that the directions were not fitted to
+        compared = reference.zoo.take(torch.arange(1, len(reference.zoo), 2))
+    r_leading = _root_of_ratio(sample.aligned @ leading, compared.aligned @ leading, sample.units, compared.units)
     # 2. F: the ratio of the mean disagreements of predictions, as they are and relative to the errors.
     ours, theirs = (x.evaluated.disagreement(x.evaluated, "test") for x in (sample, real))
     errors, real_errors = (x.evaluated.task.error(x.evaluated.scores["test"]) for x in (sample, real))

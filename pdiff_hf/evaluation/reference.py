@@ -80,7 +80,8 @@ class Reference:
             wrong = zoo.wrong["validation"]
             self.length = correlation_length(iou(wrong, wrong), step)
         apart = pairwise_distances(zoo.answers, zoo.answers)
-        same = apart <= SAME * apart.median()
+        self._same = SAME * apart.median()
+        same = apart <= self._same
         self.known = runs is not None and (not self.is_trajectory or steps is not None)
         unknown = torch.eye(len(zoo), dtype=torch.bool)
         self.related = same | (neighbors_in_time(run, step, self.length) if self.known else unknown)
@@ -97,7 +98,7 @@ class Reference:
         self.heldout: Networks | None = None
         self._excluded: torch.Tensor | None = None  # (H, N), zoo members of the same runs
         if heldout is not None:
-            foreign = pairwise_distances(heldout.answers, zoo.answers).min(1).values > SAME * apart.median()
+            foreign = pairwise_distances(heldout.answers, zoo.answers).min(1).values > self._same
             heldout = heldout.take(foreign.nonzero()[:, 0])
         if heldout is not None and len(heldout):
             networks = Networks(heldout, align(heldout.parameters))
@@ -127,6 +128,17 @@ class Reference:
     def represented(self) -> torch.Tensor:
         """Their rows `(k,)` int64."""
         return torch.linspace(0, len(self.zoo) - 1, min(len(self.zoo), MANY)).round().long()
+
+    def joined(self, samples: Networks) -> Networks:
+        """Returns samples in units: those that compute nearly the same function are one, unless nearly all do.
+
+        Repeated samples are counted as such, but do not make the others look alike.
+        """
+        answers = samples.evaluated.answers
+        units = connected_components((pairwise_distances(answers, answers) <= self._same).numpy())[1]
+        if len(set(units.tolist())) < FEWEST_UNITS:
+            return samples
+        return Networks(replace(samples.evaluated, units=torch.from_numpy(units).long()), samples.aligned)
 
     def ratios(self, networks: Networks, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns distances to the nearest zoo member `(n,)`, and r: divided by that member's own leave-one-out."""

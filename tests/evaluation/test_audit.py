@@ -21,7 +21,7 @@ from pdiff_hf.evaluation.novelty import pairwise_distances
 from pdiff_hf.evaluation.verdict import MEANINGS, decide
 from pdiff_hf.targets.processing_parameters import LayoutError
 
-FEW = 10  # networks of each baseline
+FEW = 30  # networks of each baseline
 SAMPLES = 60
 TRAJECTORY_PLANTED = ["real checkpoints", "copies", "copies with idle noise", "mean with small noise", "Gaussian"]
 TRAJECTORY_PLANTED += ["five real runs repeated", "random weights", "real checkpoints shifted idly"]
@@ -48,7 +48,7 @@ class Planted:
 
 @pytest.fixture(scope="module")
 def multi_run() -> Planted:
-    return Planted(multi_run_case(seed=0, runs=240, steps=200))
+    return Planted(multi_run_case(seed=0, runs=320, steps=200))
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +203,8 @@ def test_real_checkpoints_lie_as_far_from_the_zoo_as_heldout_ones(multi_run: Pla
     found = multi_run.answer("real checkpoints").evidence
 
     for space in (found.novel.weights, found.novel.functions):
-        assert space.r.value == pytest.approx(1, abs=0.1)
-        assert space.heldout_r == pytest.approx(1, abs=0.1)
+        assert space.r.value == pytest.approx(1, abs=0.2)
+        assert space.heldout_r == pytest.approx(1, abs=0.2)
         assert abs(space.rank_statistic) < 3
         assert abs(space.heldout_rank_statistic) < 3
     assert found.disperses.R.value == pytest.approx(1, abs=0.05)
@@ -242,7 +242,7 @@ def test_runs_of_heldout_checkpoints_are_found_by_their_distance():
 
     auditor = Auditor(case.zoo, **{**case.arguments(), "heldout_runs": None, "num_baseline_models": 2})
 
-    assert auditor.reference.heldout.units.tolist() == [i for i in range(10) for _ in range(3)]
+    assert auditor.reference.heldout.units.tolist() == [i for i in range(7) for _ in range(3)]
 
 
 # Without some of the inputs
@@ -276,7 +276,7 @@ def test_without_heldout_checkpoints_the_zoos_own_distances_stand_in(multi_run: 
 
     assert "heldout" not in copier.networks["real"]
     assert copier.evidence.distinguishable.from_heldout is None
-    assert copier.evidence.novel.weights.heldout_r == pytest.approx(1)
+    assert copier.evidence.novel.weights.heldout_r == pytest.approx(1, abs=0.1)
     assert copier.verdict == "copier"
     assert real.verdict == "faithful"
 
