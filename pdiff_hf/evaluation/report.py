@@ -65,7 +65,7 @@ def add_report(
         for picture in PICTURES:
             shutil.copy(Path(report) / picture, temporary / picture)
         keep_files(Path(folder), temporary)
-        write_metrics(temporary, pipe)
+        write_metrics(temporary, pipe, Path(folder))
 
 
 def without_nan(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,16 @@ from ..hub.cards import (
 )
 
 
-def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metrics: Mapping[str, Any] | None) -> None:
-    """Writes the README.md of a pipeline into the folder where it was saved; `metrics` may lack an evaluation."""
+def write_pipeline_card(
+    folder: str | os.PathLike,
+    pipe: DiffusionPipeline,
+    metrics: Mapping[str, Any] | None,
+    beside: str | os.PathLike | None = None,
+) -> None:
+    """Writes the README.md of a pipeline into the folder where it was saved; `metrics` may lack an evaluation.
+
+    `beside` is a folder whose other files will lie there, too.
+    """
     metrics = metrics or {"generator": {}, "data": {}, "costs": {}, "environment": {}}
     data, report = metrics["data"], None
     if "sets" in metrics:
@@ -63,14 +71,14 @@ def write_pipeline_card(folder: str | os.PathLike, pipe: DiffusionPipeline, metr
         autoguidance_scale=pipe.config.default_autoguidance_scale,
         image_count=metrics["generator"].get("function_matching", {}).get("count"),
         recipe={
-            stage: {name: value for name, value in settings.items() if value is not None}
+            stage: {name: value for name, value in settings.items() if value is not None and value is not False}
             for stage, settings in metrics["generator"].items()
             if isinstance(settings, dict)
         },
         costs={name.removesuffix("_seconds"): f"{value:.2f}" for name, value in metrics["costs"].items()},
         hardware=metrics["environment"].get("hardware"),
         versions={name: value for name, value in metrics["environment"].items() if name != "hardware"},
-        sizes=_sizes(Path(folder), pipe.processor.parameter_dim, data.get("zoo_count")),
+        sizes=_sizes([Path(beside or folder), Path(folder)], pipe.processor.parameter_dim, data.get("zoo_count")),
         report=report,
         score_name=score_name(metrics),
         pictures={name: title for name, title in PICTURES.items() if (Path(folder) / name).is_file()},
@@ -227,9 +235,12 @@ def _metric_type(metrics: Mapping[str, Any]) -> str:
     return "accuracy" if metrics["data"].get("task", "classification") == "classification" else "r_squared"
 
 
-def _sizes(folder: Path, parameter_dim: int, zoo_count: int | None) -> dict[str, str | None]:
-    whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
-    network = sum(path.stat().st_size for path in (folder / "target_model").glob("*.safetensors"))
+def _sizes(folders: Sequence[Path], parameter_dim: int, zoo_count: int | None) -> dict[str, str | None]:
+    files = {path.relative_to(folder): path for folder in folders for path in folder.rglob("*") if path.is_file()}
+    sizes = {name: path.stat().st_size for name, path in files.items() if name.name != "README.md"}
+    whole = sum(sizes.values())
+    weights = [name for name in sizes if name.parent.name == "target_model" and name.suffix == ".safetensors"]
+    network = sum(sizes[name] for name in weights)
     return {
         "repository": describe_bytes(whole),
         "network": describe_bytes(network),

@@ -83,9 +83,12 @@ def keep_files(old: Path, new: Path, variant: str | None = None) -> None:
             shutil.copyfile(path, place)
 
 
-def write_metrics(folder: Path, pipe: Any) -> None:
-    """Writes `metrics.json` and the card that shows it, unless somebody wrote the card by hand."""
+def write_metrics(folder: Path, pipe: Any, beside: Path | None = None) -> None:
+    """Writes `metrics.json` and the card that shows it, unless somebody wrote the card by hand.
+
+    `beside` is a folder whose other files will lie there, too.
+    """
     if pipe.metrics is not None:
         write_json(folder / "metrics.json", pipe.metrics)
     if not has_own_card(folder):
-        write_pipeline_card(folder, pipe, pipe.metrics)
+        write_pipeline_card(folder, pipe, pipe.metrics, beside)

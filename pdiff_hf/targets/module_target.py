@@ -40,7 +40,7 @@ class ModuleTarget(PreTrainedModel):
 
     def __init__(self, config: ModuleConfig, module: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.module = _build(config) if module is None else module
+        self.module = _build_module(config) if module is None else module
         first: dict[nn.Parameter, str] = {}
         names = self.named_parameters(remove_duplicate=False)
         self._tied_weights_keys = {n: first[p] for n, p in names if first.setdefault(p, n) != n}
@@ -55,7 +55,7 @@ class ModuleTarget(PreTrainedModel):
         unsaved = [name for name, _ in self.named_non_persistent_buffers()]
         if unsaved:
             with torch.random.fork_rng():
-                rebuilt = ModuleTarget(self.config, _build(self.config))
+                rebuilt = ModuleTarget(self.config, _build_module(self.config))
             for name in unsaved:
                 self.get_buffer(name).copy_(rebuilt.get_buffer(name))
 
@@ -80,7 +80,7 @@ class ModuleTarget(PreTrainedModel):
         settings = ModuleConfig(module_class=_path(type(module)), arguments=given, **config)
         try:
             with torch.device("meta"):
-                rebuilt = _shapes(_build(settings))
+                rebuilt = _shapes(_build_module(settings))
         except TypeError as error:
             raise LayoutError(
                 f"{type(module).__name__} cannot be built with the arguments {given} ({error}); give those that its "
@@ -102,7 +102,7 @@ class ModuleTarget(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-def _build(config: ModuleConfig) -> nn.Module:
+def _build_module(config: ModuleConfig) -> nn.Module:
     arguments = {
         name: _find(value.removeprefix(CLASS)) if isinstance(value, str) and value.startswith(CLASS) else value
         for name, value in (config.arguments or {}).items()
