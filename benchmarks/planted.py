@@ -232,6 +232,9 @@ class Planter:
         self.std = self.zoo.std(0)
         apart = pairwise_distances(self.zoo, self.zoo)
         apart[apart < 1e-3 * apart.median()] = torch.inf
+        run = torch.tensor([case.runs.index(name) for name in case.runs])
+        if case.steps is None:
+            apart[run[:, None] == run[None, :]] = torch.inf
         self.natural = apart.min(1).values.median().float()
 
     def noise(self, count: int | None = None) -> torch.Tensor:

@@ -80,7 +80,7 @@ class Distances:
     strict_copies: int  # nearer than a fifth of it
     heldout_copies: float  # share
     apart: Interval
-    repeated: int  # samples as near to another as no two held-out checkpoints are
+    repeated: int  # samples as near to another, or to as many others, as no held-out checkpoint is
     total: int
 
 
@@ -255,16 +255,19 @@ def _distances(
     count = min(len(sample), len(reference.real))
     generator = torch.Generator().manual_seed(seed)
     ours, theirs = (x.take(torch.randperm(len(x), generator=generator)[:count]) for x in (sample, reference.real))
-    within, real_within = (reference.distances_within(x, space) for x in (ours, theirs))
+    within, real_within = (reference.distances_within(x, space).min(1).values for x in (ours, theirs))
     apart = bootstrap(
         lambda w, v: weighted_median(within, w) / weighted_median(real_within, v).clamp(min=1e-12),
         ours.units,
         theirs.units,
     )
-    nearest = reference.distances_within(sample, space)
+    # 3. Repeated samples: much nearer to another one than held-out checkpoints are, or near to more others than these.
+    near = COPY * reference.natural_distance(space)
+    among, among_real = (reference.distances_within(x, space) for x in (sample, reference.real))
     least = COPY * real_within[real_within.isfinite()].quantile(0.05)
+    repeated = (among.min(1).values < least) | ((among < near).sum(1) > (among_real < near).sum(1).max())
     quantiles = [ratios.quantile(q).item() for q in (0.05, 0.5, 0.95)]
-    # 3. Copies: nearer than half of what is natural, or of what held-out checkpoints are, if these are nearer.
+    # 4. Copies: nearer than half of what is natural, or of what held-out checkpoints are, if these are nearer.
     scale = min(1.0, real.median().item())
     return (
         Distances(
@@ -278,7 +281,7 @@ def _distances(
             strict_copies=int((ratios < STRICT_COPY * scale).sum()),
             heldout_copies=(real < COPY * scale).double().mean().item(),
             apart=apart,
-            repeated=int((nearest < least).sum()),
+            repeated=int(repeated.sum()),
             total=len(ratios),
         ),
         ratios,

@@ -191,16 +191,16 @@ class Reference:
         return _first(weights, count)
 
     def distances_within(self, networks: Networks, space: Space) -> torch.Tensor:
-        """Returns the distance of each network to the nearest other of its set `(n,)`."""
+        """Returns the distances of networks to the others of their set `(n, n)`, infinite to themselves."""
         own = torch.eye(len(networks), dtype=torch.bool)
         functions = pairwise_distances(*2 * (networks.evaluated.answers,)).masked_fill(own, torch.inf)
         if space == "functions":
-            return functions.min(1).values
+            return functions
         weights = pairwise_distances(networks.aligned, networks.aligned).masked_fill(own, torch.inf)
         if self.symmetries.layers:
             exact = self._modulo_symmetries(networks.aligned, networks.aligned, weights, functions)
             weights = torch.minimum(weights, exact).masked_fill(own, torch.inf)
-        return weights.min(1).values
+        return weights
 
     def _modulo_symmetries(
         self, ours: torch.Tensor, theirs: torch.Tensor, weights: torch.Tensor, functions: torch.Tensor

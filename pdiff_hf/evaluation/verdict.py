@@ -8,7 +8,7 @@ from .measures import Criterion, rare, within
 
 WORKING = 0.75  # share of what the zoo does above chance, of the median sample
 HALF = 0.5  # share of the samples
-NEAR = 0.8  # of the natural distance
+NEAR = 0.6  # of the natural distance
 FAITHFUL = ("works", "spreads", "new", "near", "distinct")
 MEANINGS = {
     "broken": "they do less than half of what the zoo does above chance",
