@@ -237,7 +237,8 @@ def _metric_type(metrics: Mapping[str, Any]) -> str:
 
 def _sizes(folders: Sequence[Path], parameter_dim: int, zoo_count: int | None) -> dict[str, str | None]:
     files = {path.relative_to(folder): path for folder in folders for path in folder.rglob("*") if path.is_file()}
-    sizes = {name: path.stat().st_size for name, path in files.items() if name.name != "README.md"}
+    shown = {name: path for name, path in files.items() if not str(name).startswith((".", "README.md"))}
+    sizes = {name: path.stat().st_size for name, path in shown.items()}
     whole = sum(sizes.values())
     weights = [name for name in sizes if name.parent.name == "target_model" and name.suffix == ".safetensors"]
     network = sum(sizes[name] for name in weights)
