@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from scripts import environment
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 
+@pytest.mark.exhaustive
 def test_a_zoo_is_in_memory_once_and_what_is_made_of_it_in_blocks():
     command = [sys.executable, str(BENCHMARK), "--megabytes", "120", "--zoos", "long", "--stages", "load", "fit"]
 
