@@ -352,7 +352,7 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
         "a fifth random, else real": (lambda: torch.cat([p.real(count - fifth), p.random(fifth)]), {"partly broken"}),
         "a tenth broken, else averages": (
             lambda: torch.cat([p.averages(16, count - tenth), p.random(tenth)]),
-            {"partly broken", "averager", "worse than real"},
+            {"partly broken", "averager", "worse than real", "repeats itself"},
         ),
         "real checkpoints shifted": (
             lambda: p.align(p.real()) + 11.7 * p.natural * nn.functional.normalize(p.noise(1)),
