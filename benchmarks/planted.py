@@ -315,7 +315,10 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
             lambda: torch.cat([p.members(count // 2), p.real(count - count // 2)]),
             {"copier", "copier in part"},
         ),
-        "interpolation of two": (lambda: (p.members() + p.members()) / 2, {"averager", "copier", *BAD}),
+        "interpolation of two": (
+            lambda: (p.members() + p.members()) / 2,
+            {"averager", "copier", "copier in part", *BAD},
+        ),
         "three quarters of one": (
             lambda: 0.75 * p.members() + 0.25 * p.members(),
             {"averager", "copier", "copier in part", *BAD},

@@ -80,7 +80,7 @@ def criteria_of(evidence: Evidence) -> dict[str, Criterion]:
         )
         found["distinct"] = criterion(
             claims["distinct"],
-            **{s: rare(f"repeated {at[s]}", d.repeated, d.total, 0.0) for s, d in spaces.items()},
+            **{s: rare(f"repeated {at[s]}", d.repeated, d.total, 0.0) for s, d in compared.items()},
             **{
                 f"{s}_apart": measured(
                     f"distance to the nearest other one {at[s]}, over real networks'", d.apart, 1.0, COPY
