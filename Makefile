@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-DEMO := runs/demo
 WORKERS ?= 2
 
-.PHONY: demo test test-exhaustive lint clean
+.PHONY: demo demo-trajectory test test-exhaustive lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,7 +14,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh $(DEMO)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+
+demo-trajectory: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo_trajectory.sh
 
 # The scripts' tests start processes of their own; one torch thread per worker keeps two cores busy and no busier.
 test: $(INSTALLED)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from conftest import run_snippets
 
-from pdiff_hf import TrajectorySettings, collect, fit
+from pdiff_hf import MultiRunSettings, collect_runs, fit
 from pdiff_hf.zoo.settings import load_images_of, load_target
 
 README = Path(__file__).parents[1] / "README.md"
@@ -14,23 +14,24 @@ README = Path(__file__).parents[1] / "README.md"
 def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch, tiny_recipe):
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(snippets) == 3
-    settings = TrajectorySettings(
-        image_size=16,
-        model_config='{"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}',
+    settings = MultiRunSettings(
+        image_size=8,
+        model_type="pdiff_mlp",
+        model_config='{"hidden_sizes": [16]}',
+        subset=["full"],
+        num_runs=20,
+        num_validation_runs=0,
+        num_test_runs=0,
         target_train_steps=2,
-        burn_in_steps=0,
-        num_checkpoints=20,
-        num_validation_checkpoints=0,
-        num_test_checkpoints=0,
-        num_branches=0,
     )
     images = load_images_of(settings)
-    pipe = fit(collect(images, load_target(settings, images), settings), tiny_recipe)
+    pipe = fit(collect_runs(images, load_target(settings, images), settings), tiny_recipe)
     pipe.save_pretrained(tmp_path / "runs/demo/pipeline")  # in place of `make demo`
     monkeypatch.chdir(tmp_path)
 
     namespace = run_snippets(README)
 
+    assert namespace["out"].parameters.shape == (10, 1210)
     assert namespace["out"].logits(namespace["pixel_values"]).shape == (10, 4, 10)
     assert sorted(path.name for path in Path("drawn").iterdir() if path.is_dir()) == [f"{i:05d}" for i in range(10)]
     assert Path("zoo/data").is_dir()

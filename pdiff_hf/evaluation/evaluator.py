@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Evaluation:
     """What was measured; sets are known by the keys of `SETS`."""
 
     sets: dict[str, dict[str, Any]]  # the figures of each set, as in metrics.json
-    networks: dict[str, EvaluatedSet]
+    networks: dict[str, EvaluatedSet]  # their vectors are aligned to the zoo's mean
     max_similarity: dict[str, torch.Tensor]  # of each set (n,), largest test similarity with the zoo, or NaN
     answer: Audit
     places: dict[str, torch.Tensor]  # r and test score (k, 2), by set or baseline; empty if r is not assessable
@@ -111,7 +111,7 @@ def evaluate(
     )
     answer = auditor.audit(samples, {"heldout_branch": other.parameters} if len(other) else None, drop_broken)
     # 3. Of all that the audit evaluated, the sets that a report shows, with their figures.
-    networks = _shown(answer)
+    networks = _shown(answer, auditor.reference)
     sets, nearest = _figures(networks, zoo)
     task = networks["zoo"].task
     if task is classification:  # ensembles average probabilities
@@ -134,13 +134,14 @@ def evaluate(
     )
 
 
-def _shown(answer: Audit) -> dict[str, EvaluatedSet]:
-    """Returns the sets of a report by key, in the order of their table."""
+def _shown(answer: Audit, reference: Reference) -> dict[str, EvaluatedSet]:
+    """Returns the sets of a report by key, in the order of their table, all aligned to the zoo's mean."""
     baselines = answer.networks["baselines"]
     available = {key: baselines[row.baseline] for key, row in SETS.items() if row.baseline in baselines}
     available |= answer.networks["real"] | answer.networks["further"]
     available["generated"] = answer.networks["samples"]["samples"]
-    return {key: available[key] for key in SETS if key in available}
+    shown = {key: available[key] for key in SETS if key in available}
+    return {key: replace(rows, parameters=reference.align(rows.parameters)) for key, rows in shown.items()}
 
 
 def _figures(

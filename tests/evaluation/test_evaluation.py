@@ -20,10 +20,14 @@ from transformers import PreTrainedModel
 
 from pdiff_hf import (
     Checkpoints,
+    CheckpointSplit,
     ImageData,
     NonFiniteParametersError,
     PDiffPipeline,
+    Recipe,
+    fit,
     load_images,
+    make_processor,
     network_predictions,
 )
 from pdiff_hf.evaluation import Evaluation, evaluate, metrics_table, summarize, write_report
@@ -37,6 +41,7 @@ from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf.loops import seeded
 from pdiff_hf.pipelines.card import criteria_table, write_pipeline_card
 from pdiff_hf.pipelines.describing import describe_pipeline, description_table
+from pdiff_hf.targets.symmetries import Symmetries
 
 SHOWN = [key for key in SETS if key != "heldout_branch"]
 
@@ -137,6 +142,29 @@ def test_the_zoo_spreads_as_itself_and_the_average_not_at_all(evaluation: Evalua
     assert evaluation.sets["zoo"]["dispersion"]["R"] == pytest.approx(1.0)
     assert evaluation.sets["heldout"]["dispersion"]["F"] == pytest.approx(1.0)
     assert evaluation.sets["average"]["dispersion"] == {"R": 0.0, "F": 0.0}
+
+
+def test_the_spread_of_a_set_does_not_change_under_symmetries(
+    mlp: PreTrainedModel, digits: ImageData, tiny_recipe: Recipe
+):
+    processor, generator = make_processor(mlp, "full"), torch.Generator().manual_seed(0)
+    noise = torch.randn(32, processor.parameter_dim, generator=generator)
+    vectors = processor.flatten(mlp.state_dict()) + 0.05 * noise
+    names = [f"run-{row}" for row in range(32)]
+    symmetries = Symmetries(mlp, processor, vectors[0], digits.preprocessing(digits.validation.pixels[:32]))
+    spreads = []
+    for heldout in (vectors[24:], symmetries.transform(vectors[24:], generator)):
+        rows = {"train": (vectors[:24], names[:24]), "validation": (vectors[:0], []), "test": (heldout, names[24:])}
+        splits = {
+            name: CheckpointSplit(part, run=runs, step=[1] * len(part), seed=[0] * len(part))
+            for name, (part, runs) in rows.items()
+        }
+        zoo = Checkpoints(splits, processor, mlp, digits.preprocessing.to_dict(), {})
+        found = evaluate(fit(zoo, tiny_recipe), zoo, digits, num_models=3, num_baseline_models=6)
+        spreads.append(found.sets["heldout"]["dispersion"]["R"])
+        assert found.sets["zoo"]["dispersion"]["R"] == pytest.approx(1.0)
+
+    assert spreads[0] == pytest.approx(spreads[1], rel=1e-3)
 
 
 def test_one_seed_measures_the_same_and_leaves_zoo_and_pipeline_as_they_were(
