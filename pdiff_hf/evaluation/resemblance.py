@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from scipy.stats import mannwhitneyu
 
 from .distributions import energy_distance, energy_test, nearest_neighbor_accuracy
 from .evaluated import EvaluatedSet
@@ -33,6 +34,7 @@ class Distinguishable:
 
     energy_p_value: float
     nearest_neighbor_p_value: float
+    distance_p_value: float
     accuracy_difference: Interval
     answer: bool
     closest_gaussian: str
@@ -93,12 +95,15 @@ def distinguishable(
     ours, theirs = sample.evaluated.scores["test"], null.evaluated.scores["test"]
     error = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt().item()
     difference = (ours.mean() - theirs.mean()).item()
-    answer = min(p_value, neighbors_p) < SIGNIFICANCE or abs(difference) > WIDE * error
-    # 3. Are they nearer to real networks than to any Gaussian? The least convincing answer counts.
+    # 3. How far from the zoo they lie in the codes, where a Gaussian leaves the manifold: a rank test.
     zoo = encode(reference.zoo.aligned)
+    to_zoo = (pairwise_distances(x, zoo).min(1).values.numpy() for x in (codes, null_codes))
+    distance_p = float(mannwhitneyu(*to_zoo).pvalue)
+    answer = min(p_value, neighbors_p, distance_p) < SIGNIFICANCE or abs(difference) > WIDE * error
+    # 4. Are they nearer to real networks than to any Gaussian? The least convincing answer counts.
     gains = {name: _gains(sample, networks, real, zoo, encode) for name, networks in gaussians.items()}
     closest = min(gains, key=lambda name: max(gain.low for gain in gains[name]))
-    # 4. For information, how samples differ from held-out checkpoints.
+    # 5. For information, how samples differ from held-out checkpoints.
     from_heldout = None
     if reference.heldout is not None and len(reference.heldout) > 1:
         from_heldout = {
@@ -109,6 +114,7 @@ def distinguishable(
     return Distinguishable(
         p_value,
         neighbors_p,
+        distance_p,
         _within(difference, error),
         answer,
         closest,
