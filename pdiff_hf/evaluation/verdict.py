@@ -45,7 +45,7 @@ def decide(evidence: Evidence, criteria: dict[str, Criterion]) -> tuple[str, str
             found = rare(f"near-copies {name}", copies, space.total, space.heldout_copies)
             if found.value.low > HALF:
                 return "copier", f"{found.name} {found.value}"
-            if found.status == "failed":
+            if found.status == "failed" and not averager:
                 return "copier in part", f"{found.name} {found.value}"
             if not averager and space.auc.high < CHANCE[0] and space.r.high < NEAR:
                 return "copier", f"AUC {name} = {space.auc} and r = {space.r}"
