@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from safetensors.torch import load_file
+from scripts import environment
 
 from pdiff_hf import BrokenFileError, MLPParameterDenoiser, PDiffPipeline
 from pdiff_hf.loops import seeded
@@ -151,11 +155,25 @@ def test_guided_pipeline_is_described(guided, tiny_pipeline, tmp_path):
     assert "autoguidance" not in description_table(described["plain"])
 
 
+DRAW = """
+import sys
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(pipe.guide).__name__ == "MLPParameterDenoiser"
+drawn = pipe(3, generator=torch.Generator().manual_seed(0), output_type="pt").parameters
+save_file({"drawn": drawn}, sys.argv[2])
+"""
+
+
 def test_code_that_is_shipped_draws_with_the_guide(guided, tmp_path: Path):
     guided.save_pretrained(tmp_path / "pipeline")
     export_remote_code(tmp_path / "pipeline", tmp_path / "exported")
 
-    loaded = DiffusionPipeline.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    # In a process of its own, since the code registers its classes with transformers.
+    command = [sys.executable, "-c", DRAW, str(tmp_path / "exported"), str(tmp_path / "drawn.safetensors")]
+    subprocess.run(command, env=environment(), check=True)
 
-    assert type(loaded.guide).__name__ == "MLPParameterDenoiser"
-    assert torch.equal(draw(loaded), draw(guided))
+    assert torch.equal(load_file(tmp_path / "drawn.safetensors")["drawn"], draw(guided))
