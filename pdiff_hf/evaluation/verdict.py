@@ -15,7 +15,7 @@ MEANINGS = {
     "partly broken": "most of them work, but some do less than half of what the zoo does above chance",
     "worse than real": "they are less accurate than real networks",
     "copier": "they are training checkpoints, in weights or in function, or much closer to them than unseen ones",
-    "copier in part": "some of them are copies of training checkpoints, in weights or in function",
+    "copier in part": "some of them are near-copies of training checkpoints, in weights or in function",
     "averager": "they are more alike than real checkpoints are, as averages of checkpoints would be",
     "repeats itself": "some of them are copies of each other",
     "off the zoo": "they are further from the zoo, or from each other, than unseen real checkpoints are",
