@@ -29,7 +29,9 @@ from pdiff_hf.evaluation.baselines import (
     kernel_density,
     smoothed_bootstrap,
 )
-from pdiff_hf.evaluation.novelty import pairwise_distances
+from pdiff_hf.evaluation.metrics import iou
+from pdiff_hf.evaluation.novelty import correlation_length, neighbors_in_time, pairwise_distances
+from pdiff_hf.evaluation.reference import place_in_time
 from pdiff_hf.evaluation.verdict import MEANINGS
 from pdiff_hf.targets.symmetries import Symmetries
 from pdiff_hf.targets.units import scale_units
@@ -38,6 +40,7 @@ from pdiff_hf.zoo.settings import load_images_of, load_target
 HIDDEN = 16
 PRAISE = {"faithful", "better than real"}
 FAULTS = set(MEANINGS) - PRAISE - {"inconclusive", "not assessable"}
+MIXED = FAULTS | {"inconclusive"}  # of mixtures with half real networks
 BAD = {"broken", "partly broken", "worse than real", "off the zoo"}
 
 
@@ -232,9 +235,13 @@ class Planter:
         self.std = self.zoo.std(0)
         apart = pairwise_distances(self.zoo, self.zoo)
         apart[apart < 1e-3 * apart.median()] = torch.inf
-        run = torch.tensor([case.runs.index(name) for name in case.runs])
-        if case.steps is None:
-            apart[run[:, None] == run[None, :]] = torch.inf
+        run, step = place_in_time(case.runs, case.steps, len(case.zoo))
+        length = None
+        if case.steps is not None:
+            inputs, part = case.images.inputs(case.images.validation), case.images.validation
+            predicted, _ = network_predictions(case.model, case.processor, case.zoo, inputs, part.labels)
+            length = correlation_length(iou(predicted != part.labels, predicted != part.labels), step)
+        apart[neighbors_in_time(run, step, length)] = torch.inf
         self.natural = apart.min(1).values.median().float()
 
     def noise(self, count: int | None = None) -> torch.Tensor:
@@ -299,6 +306,8 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
     tenth, fifth = count // 10, count // 5
     codes = LinearParameterAutoencoder.from_zoo(p.zoo)
     gaussian = {"Gaussian-equivalent", *BAD}
+    # A few checkpoints of one trajectory are more alike than all of it.
+    repeated = {"repeats itself", "averager"} if case.steps is not None else {"repeats itself"}
     spread = (2 * p.zoo.var(0).sum()).sqrt()
     planted: dict[str, tuple[Callable[[], torch.Tensor], set[str]]] = {
         "real checkpoints": (p.real, {"faithful"}),
@@ -330,7 +339,7 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
         "averages tuned to R = F = 1": (p.tuned_averages, {"averager", *gaussian}),
         "half real, half averages of 16": (
             lambda: torch.cat([p.real(count // 2), p.averages(16, count - count // 2)]),
-            FAULTS,
+            MIXED,
         ),
         "Gaussian": (lambda: gaussian_full(p.zoo, count, p.generator), gaussian),
         "Gaussian, 3 times the spread": (lambda: gaussian_full(p.zoo, count, p.generator, 3.0), BAD),
@@ -339,17 +348,17 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
         "Gaussian, diagonal": (lambda: gaussian_diagonal(p.zoo, count, p.generator, 1.0), FAULTS),
         "half real, half Gaussian": (
             lambda: torch.cat([p.real(count // 2), gaussian_full(p.zoo, count - count // 2, p.generator)]),
-            FAULTS,
+            MIXED,
         ),
         "kernel density, narrow": (lambda: _in_codes(codes, p, 0.5), FAULTS),
         "kernel density, wide": (lambda: _in_codes(codes, p, 1.0), FAULTS),
         "smoothed bootstrap": (lambda: smoothed_bootstrap(p.zoo, count, p.generator, 0.5), FAULTS),
         "unit crossover": (p.crossover, gaussian | {"copier", "copier in part", "averager"}),
-        "five real runs repeated": (lambda: p.real(5).repeat(-(-count // 5), 1)[:count], {"repeats itself"}),
-        "ten real runs repeated": (lambda: p.real(10).repeat(-(-count // 10), 1)[:count], {"repeats itself"}),
+        "five real runs repeated": (lambda: p.real(5).repeat(-(-count // 5), 1)[:count], repeated),
+        "ten real runs repeated": (lambda: p.real(10).repeat(-(-count // 10), 1)[:count], repeated),
         "ten real runs repeated with noise": (
             lambda: p.align(p.real(10)).repeat(-(-count // 10), 1)[:count] + 0.05 * p.std * p.noise(),
-            {"repeats itself"},
+            repeated,
         ),
         "random weights": (lambda: p.random(count), {"broken"}),
         "a fifth random, else real": (lambda: torch.cat([p.real(count - fifth), p.random(fifth)]), {"partly broken"}),
