@@ -14,7 +14,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from planted import CASES, PRAISE, planted_generators
+from planted import PRAISE, planted_generators
+from planted_zoos import CASES
 from tqdm.auto import tqdm
 
 from pdiff_hf import Auditor

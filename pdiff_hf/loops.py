@@ -46,7 +46,7 @@ def make_accelerator(run: RunSettings | None, settings: OptimizationSettings) ->
 
 
 def trains_in_bf16(accelerator: Accelerator, run: RunSettings | None) -> bool:
-    """Returns whether bfloat16 is fast on the accelerator's device, and nobody asked for another precision."""
+    """Returns whether bfloat16 is fast on the accelerator's device, and no other precision is set."""
     if accelerator.mixed_precision != "no" or (run is not None and run.mixed_precision is not None):
         return False
     if accelerator.device.type == "cuda":

@@ -9,7 +9,8 @@ import math
 
 import pytest
 import torch
-from planted import Case, multi_run_case, planted_generators, trajectory_case
+from planted import planted_generators
+from planted_zoos import Case, multi_run_case, trajectory_case
 
 from pdiff_hf import Auditor, LinearParameterAutoencoder, NonFiniteParametersError
 from pdiff_hf.evaluation.criteria import Evidence, criteria_of
@@ -96,8 +97,8 @@ def test_the_verdict_follows_the_order_of_precedence(multi_run: Planted):
     assert word(changed(real, "performs", share_above_chance=Interval(1.05, 1.03, 1.07))) == "better than real"
     straddling = changed(real, "disperses", R=Interval(0.8, 0.7, 0.9))
     assert decide(straddling, criteria_of(straddling)) == ("inconclusive", "R 0.80 [0.70, 0.90]: undecided")
-    unknown = dataclasses.replace(real, novel=NotAssessable("nobody knows"))
-    assert decide(unknown, criteria_of(unknown)) == ("not assessable", "nobody knows")
+    unknown = dataclasses.replace(real, novel=NotAssessable("nothing is known"))
+    assert decide(unknown, criteria_of(unknown)) == ("not assessable", "nothing is known")
 
 
 @pytest.mark.parametrize("count", [2, 5, 20])
