@@ -14,10 +14,8 @@ from .task import classification, task_of
 from .unit_search import UnitSearch, same
 from .units import HiddenUnits, Rescaling, permute_units, scale_units, unit_features
 
-BALANCING_ROUNDS, BALANCED = (
-    100,
-    1e-7,
-)  # largest number of rounds, and the distance of all factors from 1 that ends them
+BALANCING_ROUNDS = 100  # at most
+BALANCED = 1e-7  # distance of all factors from 1 that ends them
 ALIGNMENT_ROUNDS = 10
 ALIGNED = 2**22  # numbers of vectors that are aligned at once
 
