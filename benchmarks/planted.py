@@ -117,7 +117,7 @@ def planted_generators(case: Case, seed: int, count: int = 100) -> dict[str, tup
     codes = LinearParameterAutoencoder.from_zoo(p.zoo)
     gaussian = {"Gaussian-equivalent", *BAD}
     # Of a trajectory's network, directions are idle to first order only: large steps change some functions.
-    moved = {"copier", "copier in part"} if case.steps is not None else {"copier"}
+    moved = {"copier", "copier in part", *BAD} if case.steps is not None else {"copier"}
     shifted = BAD if case.steps is not None else {"off the zoo"}
     # A few checkpoints of one trajectory are more alike than all of it.
     repeated = {"repeats itself", "averager"} if case.steps is not None else {"repeats itself"}
