@@ -161,7 +161,7 @@ class Auditor:
         networks = {"real": self.networks["real"], **networks, **self.networks}
         sample = self.reference.joined(self._aligned(networks["samples"][shipped]))
         # 2. What single samples must not decide: up to a twentieth of outliers is counted, but not averaged.
-        _, ratios = self.reference.ratios(sample, "weights")
+        ratios = self.reference.ratios(sample, "weights")
         kept = ~outliers(sample, self.reference, self.chance, ratios)
         bulk = sample.take(kept.nonzero()[:, 0])
         # 3. The evidence, the criteria and the verdict.

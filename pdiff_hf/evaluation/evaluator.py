@@ -191,7 +191,7 @@ def _places(reference: Reference, networks: dict[str, EvaluatedSet], answer: Aud
     own = reference.leave_one_out("weights")[1]  # none if there are two runs: without one, the other has no neighbor
     middle = [own.median().item() if len(own) else 1.0, networks["zoo"].scores["test"].mean().item()]
     return {"zoo": torch.tensor([middle], dtype=torch.float64)} | {
-        name: torch.stack([reference.ratios(rows, "weights")[1].double(), rows.evaluated.scores["test"].double()], 1)
+        name: torch.stack([reference.ratios(rows, "weights").double(), rows.evaluated.scores["test"].double()], 1)
         for name, rows in known.items()
     }
 

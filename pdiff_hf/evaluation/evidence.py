@@ -245,11 +245,11 @@ def _distances(
 ) -> tuple[Distances, torch.Tensor, torch.Tensor]:
     """Returns the evidence of one space, and r of each sample `(n,)` and of each real network."""
     # 1. r of samples and of held-out checkpoints; without these, of zoo members by leave-one-out.
-    _, ratios = reference.ratios(sample, space)
+    ratios = reference.ratios(sample, space)
     own = reference.leave_one_out(space)[1]
     real, units = own, torch.arange(len(own))
     if reference.heldout is not None and len(reference.heldout) > 1:
-        real, units = reference.ratios(reference.heldout, space)[1], reference.heldout.units
+        real, units = reference.ratios(reference.heldout, space), reference.heldout.units
     auc = bootstrap(lambda w, v: copying_auc(ratios, real, w, v), sample.units, units)
     # 2. Distances within sets of the same size.
     count = min(len(sample), len(reference.real))

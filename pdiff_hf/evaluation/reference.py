@@ -140,11 +140,10 @@ class Reference:
             return samples
         return Networks(replace(samples.evaluated, units=torch.from_numpy(units).long()), samples.aligned)
 
-    def ratios(self, networks: Networks, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns distances to the nearest zoo member `(n,)`, and r: divided by that member's own leave-one-out."""
+    def ratios(self, networks: Networks, space: Space) -> torch.Tensor:
+        """Returns r of each network `(n,)`: distance to the nearest zoo member over its own leave-one-out distance."""
         distances, members = self.neighbors(networks, space, self._excluded if networks is self.heldout else None)
-        natural = self.natural(space, members[:, 0])
-        return distances[:, 0], distances[:, 0] / natural
+        return distances[:, 0] / self.natural(space, members[:, 0])
 
     def leave_one_out(self, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns representatives that have an unrelated member `(k,)`, and r of each as if held out `(k,)`."""
