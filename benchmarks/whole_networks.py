@@ -3,6 +3,7 @@
     python benchmarks/whole_networks.py --cases mlp_16 --seeds 3 --output_dir runs/whole_networks
     python benchmarks/whole_networks.py --cases mlp_16 --zoo_sizes 300 1000 --variants units no_matching
     python benchmarks/whole_networks.py --cases mnist_16 --dataset mnist=path/or/id
+    python benchmarks/whole_networks.py --cases convnet --trunk_steps 0 100 200 300 350
 
 Every case collects one zoo; every variation of the recipe is fitted to its first checkpoints with each seed, drawn
 from without selection, and audited. What is finished is kept: an interrupted run goes on with what is missing, and the
@@ -22,46 +23,26 @@ from typing import Any
 import torch
 from paper_table import with_settings
 from tqdm.auto import tqdm
+from whole_network_cases import CASES, VARIANTS
 
-from pdiff_hf import Auditor, Checkpoints, MultiRunSettings, collect_runs, fit, load_checkpoints, load_recipe
+from pdiff_hf import (
+    Auditor,
+    Checkpoints,
+    MultiRunSettings,
+    PDiffPipeline,
+    collect_runs,
+    fit,
+    fit_autoencoder,
+    load_checkpoints,
+    load_recipe,
+)
 from pdiff_hf.data.inputs import LabeledData
+from pdiff_hf.fitting.pipeline import fit_pipeline
 from pdiff_hf.folders import write_json
 from pdiff_hf.zoo.settings import load_images_of, load_target
 
-DIGITS: dict[str, Any] = {"image_size": 8, "target_train_steps": 500, "target_learning_rate": 0.01}
-MNIST: dict[str, Any] = {"dataset_name": "mnist", "target_learning_rate": 0.01, "train_batch_size": 128}
-# Of each case: how its zoo is collected, the size of the zoo, and what differs in the recipe.
-CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
-    "mlp_16": (
-        DIGITS | {"model_config": '{"hidden_sizes": [16]}', "adam_weight_decay": 1.0},
-        4000,
-        {"max_train_steps": 5000},
-    ),
-    "mlp_32": (
-        DIGITS | {"model_config": '{"hidden_sizes": [32]}', "adam_weight_decay": 1.0},
-        4000,
-        {"max_train_steps": 5000},
-    ),
-    "mlp_16_16": (
-        DIGITS | {"model_config": '{"hidden_sizes": [16, 16]}', "adam_weight_decay": 1.0},
-        3000,
-        {"max_train_steps": 4000},
-    ),
-    "mnist_16": (
-        MNIST
-        | {"model_config": '{"hidden_sizes": [16]}', "image_size": 14, "target_train_steps": 1055}
-        | {"adam_weight_decay": 0.1},
-        3000,
-        {"max_train_steps": 9000, "function_weight": 10.0, "ema_decay": 0.999},
-    ),
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "units": {},
-    "no_matching": {"function_weight": 0.0},
-    "positions": {"config": {"positions": True}},
-}
-RECIPES = ("fast",)
-HELDOUT, SAMPLES = 200, 150
+RECIPES = ("fast", "paper")  # to compare with
+SAMPLES = 150
 
 
 def main() -> None:
@@ -72,6 +53,7 @@ def main() -> None:
         "--variants", nargs="+", choices=[*VARIANTS, *RECIPES], default=["units"], help="Of the recipe."
     )
     parser.add_argument("--zoo_sizes", nargs="+", type=int, help="Checkpoints to fit; by default those of the case.")
+    parser.add_argument("--trunk_steps", nargs="+", type=int, default=[0], help="Steps that all runs share.")
     parser.add_argument("--seeds", type=int, default=3, help="Number of generator seeds.")
     parser.add_argument("--max_train_steps", type=int, help="Steps of the denoiser, if not those of the case.")
     parser.add_argument("--dataset", action="append", default=[], help="NAME=PATH: where a data set is.")
@@ -79,39 +61,34 @@ def main() -> None:
     arguments = parser.parse_args()
     places = dict(place.split("=", 1) for place in arguments.dataset)
     for case in tqdm(arguments.cases, desc="cases"):
-        run_case(case, arguments, places)
+        for trunk_steps in arguments.trunk_steps:
+            run_case(case, trunk_steps, arguments, places)
     print("\n".join(table(arguments.output_dir)))
 
 
-def run_case(case: str, arguments: argparse.Namespace, places: dict[str, str]) -> None:
-    """Fits and audits what is missing of one case."""
-    collection, size, changes = CASES[case]
-    folder = arguments.output_dir / case
-    settings = MultiRunSettings(
-        **collection,
-        model_type="pdiff_mlp",
-        subset=["full"],
-        num_runs=size,
-        num_validation_runs=HELDOUT,
-        num_test_runs=HELDOUT,
-        canonicalize=True,
-        seed=1,
-    )
+def run_case(name: str, trunk_steps: int, arguments: argparse.Namespace, places: dict[str, str]) -> None:
+    """Collects a zoo, then fits and audits what is missing of its generators."""
+    case = CASES[name]
+    folder = arguments.output_dir / (f"{name}_trunk{trunk_steps}" if trunk_steps else name)
+    settings = MultiRunSettings(**case.settings(trunk_steps))
     settings.dataset_name = places.get(settings.dataset_name, settings.dataset_name)
     images = load_images_of(settings)
     if not (folder / "zoo").is_dir():
         collect_runs(images, load_target(settings, images), settings).save(folder / "zoo")
     checkpoints = load_checkpoints(folder / "zoo")
-    for count in arguments.zoo_sizes or [size]:
-        checkpoints.splits["train"] = load_checkpoints(folder / "zoo").zoo.rows(slice(count))
+    zoo = checkpoints.zoo
+    for count in arguments.zoo_sizes or [case.size]:
+        checkpoints.splits["train"] = zoo.rows(slice(count))
         auditor = None
         for variant in arguments.variants:
             for seed in range(arguments.seeds):
                 path = folder / f"{variant}-{count}-{seed}.json"
-                if path.is_file():
-                    continue
-                auditor = auditor or make_auditor(checkpoints, images)
-                write_json(path, run_generator(checkpoints, images, auditor, variant, seed, changes, arguments))
+                if not path.is_file():
+                    auditor = auditor or make_auditor(checkpoints, images)
+                    started = time.perf_counter()
+                    pipe = fit_variant(checkpoints, images, variant, seed, case.denoiser, arguments.max_train_steps)
+                    seconds = time.perf_counter() - started
+                    write_json(path, {"fitting_seconds": seconds, **judge(pipe, auditor, seed)})
 
 
 def make_auditor(checkpoints: Checkpoints, images: LabeledData) -> Auditor:
@@ -128,38 +105,39 @@ def make_auditor(checkpoints: Checkpoints, images: LabeledData) -> Auditor:
     )
 
 
-def run_generator(
+def fit_variant(
     checkpoints: Checkpoints,
     images: LabeledData,
-    auditor: Auditor,
     variant: str,
     seed: int,
-    changes: dict[str, Any],
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """Fits one generator and returns what the audit finds of its samples."""
-    recipe = load_recipe(variant if variant in RECIPES else "units")
-    if variant in VARIANTS:
-        denoiser = changes | VARIANTS[variant]
-        if arguments.max_train_steps:
-            denoiser |= {"max_train_steps": arguments.max_train_steps}
-        recipe = with_settings(recipe, {"denoiser": denoiser}, seed)
-    else:
-        recipe = with_settings(recipe, {}, seed)
-    started = time.perf_counter()
-    pipe = fit(checkpoints, recipe, images=images)
-    fitting = time.perf_counter() - started
+    denoiser: dict[str, Any],
+    max_train_steps: int | None,
+) -> PDiffPipeline:
+    """Fits a recipe, or a variant of `units`, with the settings of the case."""
+    if variant in RECIPES:
+        return fit(checkpoints, with_settings(load_recipe(variant), {}, seed))
+    steps = {"max_train_steps": max_train_steps} if max_train_steps else {}
+    recipe = with_settings(load_recipe("units"), {"denoiser": denoiser | VARIANTS[variant] | steps}, seed)
+    seen = None if variant == "plain_codes" else images
+    autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder, images=seen)
+    stage = {"settings": dataclasses.asdict(recipe.autoencoder), "seconds": 0.0}
+    return fit_pipeline(checkpoints, autoencoder, stage, recipe.denoiser, images=images)
+
+
+def judge(pipe: PDiffPipeline, auditor: Auditor, seed: int) -> dict[str, Any]:
+    """Draws networks, and returns what the audit finds of them."""
     pipe.set_progress_bar_config(disable=True)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(1000 + seed)
     (samples,) = pipe(SAMPLES, generator=generator, output_type="pt", return_dict=False)
-    sampling = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     answer = auditor.audit(samples)
     scores = answer.networks["samples"]["samples"].scores["test"]
     zoo, heldout = (answer.networks["real"][name].scores["test"] for name in ("zoo", "heldout"))
     evidence = answer.evidence
     novel = dataclasses.asdict(evidence.novel)
     return {
+        "sampling_seconds": seconds,
         "zoo": zoo.mean().item(),
         "heldout": heldout.mean().item(),
         "accuracy": scores.mean().item(),
@@ -170,15 +148,15 @@ def run_generator(
         "F_at_equal_errors": evidence.disperses.F_at_equal_errors.value,
         "r": novel["weights"]["r"]["value"],
         "z": novel["weights"]["rank_statistic"],
+        "function_auc": novel["functions"]["auc"],
         "novel_and_performant": novel["novel_and_performant"]["1"],
         "heldout_novel_and_performant": novel["heldout_novel_and_performant"]["1"],
         "verdict": answer.verdict,
         "reason": answer.reason,
+        "criteria": {name: criterion.status for name, criterion in answer.criteria.items()},
         "autoguidance_scale": pipe.config.get("default_autoguidance_scale"),
         "generator": (pipe.metrics or {})["generator"],
-        "fitting_seconds": fitting,
-        "sampling_seconds": sampling,
-        "zoo_seconds": checkpoints.collection["costs"],
+        "costs": (pipe.metrics or {})["costs"],
         "baselines": {row.name: row.test.accuracy for row in answer.curve},
     }
 
