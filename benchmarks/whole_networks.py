@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paper_table import with_settings
+from paper_table import merged, with_settings
 from tqdm.auto import tqdm
 from whole_network_cases import CASES, VARIANTS
 
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--trunk_steps", nargs="+", type=int, default=[0], help="Steps that all runs share.")
     parser.add_argument("--seeds", type=int, default=3, help="Number of generator seeds.")
     parser.add_argument("--max_train_steps", type=int, help="Steps of the denoiser, if not those of the case.")
+    parser.add_argument("--width", type=int, help="Width of the denoiser, if not that of the recipe.")
     parser.add_argument("--dataset", action="append", default=[], help="NAME=PATH: where a data set is.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/whole_networks"), help="Folder of the results.")
     arguments = parser.parse_args()
@@ -86,7 +87,7 @@ def run_case(name: str, trunk_steps: int, arguments: argparse.Namespace, places:
                 if not path.is_file():
                     auditor = auditor or make_auditor(checkpoints, images)
                     started = time.perf_counter()
-                    pipe = fit_variant(checkpoints, images, variant, seed, case.denoiser, arguments.max_train_steps)
+                    pipe = fit_variant(checkpoints, images, variant, seed, merged(case.denoiser, changed(arguments)))
                     seconds = time.perf_counter() - started
                     write_json(path, {"fitting_seconds": seconds, **judge(pipe, auditor, seed)})
 
@@ -105,19 +106,23 @@ def make_auditor(checkpoints: Checkpoints, images: LabeledData) -> Auditor:
     )
 
 
+def changed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of the second stage that were given as flags."""
+    steps = {"max_train_steps": arguments.max_train_steps} if arguments.max_train_steps else {}
+    return steps | ({"config": {"width": arguments.width}} if arguments.width else {})
+
+
 def fit_variant(
     checkpoints: Checkpoints,
     images: LabeledData,
     variant: str,
     seed: int,
     denoiser: dict[str, Any],
-    max_train_steps: int | None,
 ) -> PDiffPipeline:
-    """Fits a recipe, or a variant of `units`, with the settings of the case."""
+    """Fits a recipe, or a variant of `units` with other settings of the second stage."""
     if variant in RECIPES:
         return fit(checkpoints, with_settings(load_recipe(variant), {}, seed))
-    steps = {"max_train_steps": max_train_steps} if max_train_steps else {}
-    recipe = with_settings(load_recipe("units"), {"denoiser": denoiser | VARIANTS[variant] | steps}, seed)
+    recipe = with_settings(load_recipe("units"), {"denoiser": merged(denoiser, VARIANTS[variant])}, seed)
     seen = None if variant == "plain_codes" else images
     autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder, images=seen)
     stage = {"settings": dataclasses.asdict(recipe.autoencoder), "seconds": 0.0}
