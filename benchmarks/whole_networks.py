@@ -39,6 +39,7 @@ from pdiff_hf import (
 from pdiff_hf.data.inputs import LabeledData
 from pdiff_hf.fitting.pipeline import fit_pipeline
 from pdiff_hf.folders import write_json
+from pdiff_hf.settings import RunSettings
 from pdiff_hf.zoo.settings import load_images_of, load_target
 
 RECIPES = ("fast", "paper")  # to compare with
@@ -75,7 +76,8 @@ def run_case(name: str, trunk_steps: int, arguments: argparse.Namespace, places:
     settings.dataset_name = places.get(settings.dataset_name, settings.dataset_name)
     images = load_images_of(settings)
     if not (folder / "zoo").is_dir():
-        collect_runs(images, load_target(settings, images), settings).save(folder / "zoo")
+        state = RunSettings(str(folder / "zoo"), resume_from_checkpoint="latest")
+        collect_runs(images, load_target(settings, images), settings, state).save(folder / "zoo")
     checkpoints = load_checkpoints(folder / "zoo")
     zoo = checkpoints.zoo
     for count in arguments.zoo_sizes or [case.size]:

@@ -10,7 +10,7 @@ from ..targets.inference import network_predictions
 from ..targets.symmetries import Symmetries
 from ..targets.task import task_of
 
-SCALES = (0.0, 0.5, 1.0)  # that are tried
+SCALES = (0.0, 0.25, 0.5, 1.0)  # that are tried
 NUM_DRAWN = 100  # networks drawn with each
 LARGEST_Z = 2.0  # of the distance to the zoo: as far as validation checkpoints, up to chance
 REFERENCE_ROWS = 500  # of the zoo, whose aligned mean all vectors are aligned to

@@ -19,7 +19,7 @@ from ..targets.building import build_network
 from ..zoo.checkpoints import Checkpoints
 from .autoencoder import encode_zoo, fit_autoencoder
 from .denoiser import fit_denoiser
-from .function_matching import FunctionMatching
+from .function_matching import FunctionMatching, comparable_pairs
 from .guidance import choose_autoguidance
 from .settings import AUTO, DenoiserSettings, Recipe, load_recipe
 from .units import canonical_splits, choose_recipe
@@ -80,7 +80,9 @@ def fit_pipeline(
     latents = {name: encode_zoo(autoencoder, vectors) for name, vectors in splits.items()}  # (n, latent_dim)
     matching = None
     if settings.function_weight and images is not None:
-        matching = FunctionMatching(autoencoder, checkpoints.target_model, checkpoints.processor, images, splits)
+        target, layout = checkpoints.target_model, checkpoints.processor
+        pairs = comparable_pairs(checkpoints.zoo)
+        matching = FunctionMatching(autoencoder, target, layout, images, splits, pairs)
     if data is not None and matching is not None:
         data["images"] = matching.source["images"]
     fitted = fit_denoiser(

@@ -126,7 +126,7 @@ class DenoiserSettings(ComponentSettings):
     num_inference_steps: int = setting(20, "Steps of the shipped sampler.")
 
     function_weight: float = setting(
-        0.0, "Weight of function matching: predicted networks must give the logits of real ones on training images."
+        0.0, "Weight of function matching: predicted networks must compute on training images what real ones do."
     )
     function_images: int = setting(64, "Training images of one step of function matching.")
     function_networks: int = setting(64, "Networks of a batch whose functions are matched, at most.")

@@ -33,6 +33,12 @@ class Task(Protocol):
     def answers(self, outputs: torch.Tensor) -> torch.Tensor:
         """Returns what distances between functions are taken of, `(..., k)`: probabilities of classes, or values."""
 
+    def divergence(self, outputs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Returns how far `others` are from `outputs`, both `(n, examples, k)`, on average over examples `(n,)`.
+
+        For classes the Kullback-Leibler divergence of their probabilities in nats, for values the squared difference.
+        """
+
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns the score of each network `(n,)` float64, at most 1; `(n, examples)` predictions, `(examples,)`."""
 
@@ -70,6 +76,10 @@ class Classification:
 
     def answers(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs.softmax(-1).nan_to_num(1 / outputs.shape[-1])  # of overflown logits
+
+    def divergence(self, outputs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        logs = outputs.log_softmax(-1)
+        return (logs.exp() * (logs - others.log_softmax(-1))).sum(-1).mean(-1)
 
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return (predictions == labels).double().mean(1)
@@ -114,6 +124,9 @@ class Regression:
 
     def answers(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs
+
+    def divergence(self, outputs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        return (outputs - others).square().mean((1, 2))
 
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns R² = 1 - squared error / variance of the labels."""
