@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -12,13 +13,21 @@ from .processing_parameters import ParameterProcessor
 
 
 def build_network(
-    target_model: PreTrainedModel, processor: ParameterProcessor, vector: torch.Tensor, share_trunk: bool = True
+    target_model: PreTrainedModel,
+    processor: ParameterProcessor,
+    vector: torch.Tensor,
+    share_trunk: bool = True,
+    statistics: Mapping[str, torch.Tensor] | None = None,
 ) -> PreTrainedModel:
     """Returns a network with the generated tensors of `vector`, `(D,)`, in the target's dtype and in eval mode.
 
     With `share_trunk` the trunk's `Parameter` objects are new, but use the storage of the target's, and do not require
     grad: moving, casting, training or stepping the network never changes another one. Without it, every tensor is
     copied and trainable. Buffers are always copied.
+
+    `statistics`, each `(channels,)`, are those of the network if it has its own (`processor.statistics`, see
+    `estimate_statistics`); without them it has the target's, with which it does not work, and
+    `torch.optim.swa_utils.update_bn` may set them later.
 
     Raises:
         LayoutError: If the vector or the target does not fit the layout.
@@ -34,4 +43,7 @@ def build_network(
         else:
             data = parameter.detach() if share_trunk else parameter.detach().clone()
         memo[id(parameter)] = nn.Parameter(data, requires_grad=name in generated or not share_trunk)
-    return copy.deepcopy(target_model, memo).eval()
+    network = copy.deepcopy(target_model, memo).eval()
+    for name, values in (statistics or {}).items():
+        network.get_buffer(name).copy_(values)
+    return network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ def network_logits(
     parameters: torch.Tensor,
     inputs: Inputs,
     progress: bool = False,
+    statistics: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Returns the logits of n networks on the same examples, `(n, images, classes)` float32.
 
@@ -52,13 +53,16 @@ def network_logits(
         inputs: Images `(images, channels, height, width)`, or a mapping of tensors that are passed by name, such as a
             tokenizer's output; each with one row per example.
         progress: Show a progress bar.
+        statistics: What `estimate_statistics` returned for these networks, if the layout says that they have BatchNorm
+            statistics of their own.
 
     Raises:
         LayoutError, NonFiniteParametersError: If `parameters` do not fit the layout.
+        StatisticsError: If they have statistics of their own, which were not given.
         BatchError: If the inputs are not tensors, or differ in length.
         ValueError: If the model is in training mode.
     """
-    batches = iter_logits(target_model, processor, parameters, inputs, progress)
+    batches = iter_logits(target_model, processor, parameters, inputs, progress, statistics)
     return torch.cat([logits.float() for logits in batches], dim=1)
 
 
@@ -70,6 +74,7 @@ def network_predictions(
     inputs: Inputs,
     labels: torch.Tensor,
     progress: bool = False,
+    statistics: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the predictions `(n, images)`, classes int64 or values float, and the mean loss of each network `(n,)`.
 
@@ -77,7 +82,7 @@ def network_predictions(
     """
     task, start = task_of(target_model.config), 0
     predicted, loss = [], torch.zeros(len(parameters))
-    for batch in iter_logits(target_model, processor, parameters, inputs, progress):
+    for batch in iter_logits(target_model, processor, parameters, inputs, progress, statistics):
         logits = batch.float()
         target = labels[start : start + logits.shape[1]].to(logits.device)
         start += logits.shape[1]
@@ -92,19 +97,13 @@ def iter_logits(
     parameters: torch.Tensor,
     inputs: Inputs,
     progress: bool = False,
+    statistics: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yields logits `(n, batch, classes)` of consecutive batches; see `network_logits`."""
-    processor.check(parameters)
-    if parameters.ndim != 2:
-        raise ValueError(f"Expected vectors (n, D), but the given ones have shape {tuple(parameters.shape)}.")
-    if target_model.training:
-        raise ValueError(f"{type(target_model).__name__} is in training mode; call .eval() on it first.")
+    processor.check_statistics(statistics, len(parameters))
+    target_model, tensors = prepare_networks(target_model, processor, parameters)
     reference = next(target_model.parameters())
-    # Other threads may use the network at the same time: a copy over the same tensors has its own places for generated
-    # ones, which functional_call puts into a module for the time of a call.
-    shared = {id(tensor): tensor for tensor in (*target_model.parameters(), *target_model.buffers())}
-    target_model = copy.deepcopy(target_model, shared)
-    tensors = processor.unflatten(parameters.to(reference.device, reference.dtype))  # each (n, *shape)
+    tensors |= {name: tensor.to(reference.device, reference.dtype) for name, tensor in (statistics or {}).items()}
     count, inputs = count_inputs(inputs), move_inputs(inputs, reference)
     evaluate, batch_size = plan_evaluation(target_model, processor, tensors, take_inputs(inputs, slice(1)))
     starts = range(0, max(count, 1), batch_size)
@@ -112,25 +111,50 @@ def iter_logits(
         yield evaluate(tensors, take_inputs(inputs, slice(start, start + batch_size)))
 
 
+def prepare_networks(
+    target_model: PreTrainedModel, processor: ParameterProcessor, parameters: torch.Tensor
+) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """Returns a copy of the target's modules over the same tensors, and the generated ones, each `(n, *shape)`.
+
+    Other threads may use the target at the same time: the copy has its own places for generated tensors, which
+    `functional_call` puts into a module for the time of a call.
+
+    Raises:
+        LayoutError, NonFiniteParametersError: If the vectors do not fit the layout.
+        ValueError: If the model is in training mode, or there is one vector without a number in front.
+    """
+    processor.check(parameters)
+    if parameters.ndim != 2:
+        raise ValueError(f"Expected vectors (n, D), but the given ones have shape {tuple(parameters.shape)}.")
+    if target_model.training:
+        raise ValueError(f"{type(target_model).__name__} is in training mode; call .eval() on it first.")
+    reference = next(target_model.parameters())
+    shared = {id(tensor): tensor for tensor in (*target_model.parameters(), *target_model.buffers())}
+    tensors = processor.unflatten(parameters.to(reference.device, reference.dtype))
+    return copy.deepcopy(target_model, shared), tensors
+
+
 def plan_evaluation(
     target_model: PreTrainedModel,
     processor: ParameterProcessor,
     tensors: dict[str, torch.Tensor],
-    one: Inputs,
+    few: Inputs,
     stacks_convolutions: bool = False,
+    read: Callable[[nn.Module, Any], torch.Tensor] = logits_of,
 ) -> tuple[Evaluate, int]:
     """Returns the fastest function from tensors and a batch to logits `(n, batch, classes)`, and its batch size.
 
-    The function is differentiable. `tensors` are those of all networks, each `(n, *shape)`; `one` is a single example,
-    for a trial run. With `stacks_convolutions`, generated convolutions are grouped ones, which are faster where small
-    networks are evaluated on few examples.
+    The function is differentiable. `tensors` are those of all networks, each `(n, *shape)`; `few` examples are for a
+    trial run: one, or two if BatchNorms take the statistics of the batch. With `stacks_convolutions`, generated
+    convolutions are grouped ones, which are faster where small networks are evaluated on few examples. `read` returns
+    what is asked for in place of logits, from the network and its output.
     """
     first = processor.names[0]
     n = len(tensors[first])
 
     def logits_with(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
         with PlainArithmetic():
-            return logits_of(target_model, functional_call(target_model, generated, *call_with(batch)))
+            return read(target_model, functional_call(target_model, generated, *call_with(batch)))
 
     def one_by_one(generated: dict[str, torch.Tensor], batch: Inputs) -> torch.Tensor:
         return torch.stack(
@@ -140,9 +164,9 @@ def plan_evaluation(
     # 1. Networks with generated convolution weights (more than two dimensions) are evaluated one by one.
     if not stacks_convolutions and any(len(shape) > 2 for shape in processor.shapes):
         return one_by_one, MAX_BATCH_SIZE
-    # 2. So must be a model that vmap cannot trace; a trial with two networks and one example finds out.
+    # 2. So must be a model that vmap cannot trace; a trial with two networks and few examples finds out.
     try:
-        torch.vmap(logits_with, in_dims=(0, None), randomness="error")({k: t[:2] for k, t in tensors.items()}, one)
+        torch.vmap(logits_with, in_dims=(0, None), randomness="error")({k: t[:2] for k, t in tensors.items()}, few)
     except RuntimeError as error:
         logger.warning(
             f"{type(target_model).__name__} cannot be evaluated by vmap ({error}); each of the {n} networks is "
@@ -151,7 +175,7 @@ def plan_evaluation(
         return one_by_one, MAX_BATCH_SIZE
     # 3. As many (network, example) pairs at once as the budget allows. Chunks of networks each compute the trunk
     #    again, so all networks stay together on one example as long as ONE_IMAGE_BUDGET allows.
-    pair_bytes = 4 * _generated_activations(target_model, processor, one)
+    pair_bytes = 4 * generated_activations(target_model, processor, few)
     pairs = max(ACTIVATION_BUDGET // pair_bytes, min(n, ONE_IMAGE_BUDGET // pair_bytes))
     chunk_size = max(1, min(n, pairs))
     evaluate = torch.vmap(logits_with, in_dims=(0, None), chunk_size=chunk_size)
@@ -185,8 +209,8 @@ class PlainArithmetic(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _generated_activations(model: nn.Module, processor: ParameterProcessor, one: Inputs) -> int:
-    """Returns the size of the largest module output for one example, from the first generated tensor on."""
+def generated_activations(model: nn.Module, processor: ParameterProcessor, few: Inputs) -> int:
+    """Returns the size of the largest module output for one of some examples, from the first generated tensor on."""
     owners = {model.get_submodule(name.rpartition(".")[0]) for name in processor.names}
     largest, reached = 1, False
 
@@ -198,8 +222,8 @@ def _generated_activations(model: nn.Module, processor: ParameterProcessor, one:
 
     handles = [module.register_forward_hook(watch) for module in model.modules()]
     try:
-        forward(model, one)
+        forward(model, few)
     finally:
         for handle in handles:
             handle.remove()
-    return largest
+    return -(-largest // count_inputs(few))

@@ -22,6 +22,10 @@ class NonFiniteParametersError(ValueError):
     """A parameter vector contains NaN or infinity."""
 
 
+class StatisticsError(ValueError):
+    """The BatchNorm statistics of networks that have their own are missing, or cannot be estimated."""
+
+
 class ParameterProcessor(ConfigMixin, PushToHubMixin):
     """The layout of a target network's parameter subset; as a pipeline component it is a single JSON file.
 
@@ -33,9 +37,11 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         shapes: The shape of each.
         dtypes: The dtype of each in the target, for example `"float32"`.
         transformers_version: The version with which the names were resolved.
+        statistics: Names of the BatchNorms whose running statistics are each network's own. They are no part of a
+            vector: `estimate_statistics` finds them on training examples. All others are those of the trunk.
 
     Raises:
-        LayoutError: If the three lists differ in length, are empty, or a name occurs twice.
+        LayoutError: If the first three lists differ in length, are empty, or a name occurs twice.
     """
 
     config_name = "processor_config.json"
@@ -47,6 +53,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         shapes: Sequence[Sequence[int]],
         dtypes: Sequence[str],
         transformers_version: str | None = None,
+        statistics: Sequence[str] = (),
     ) -> None:
         if not names or not len(names) == len(shapes) == len(dtypes) or len(set(names)) != len(names):
             raise LayoutError(
@@ -58,7 +65,9 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
             raise LayoutError(
                 f"The shapes of a layout must be at most 64 non-negative integers, but are {list(shapes)[:4]!s:.200}."
             )
-        self.names = list(names)
+        if not all(isinstance(name, str) for name in statistics):
+            raise LayoutError(f"The statistics of a layout must be names, but are {list(statistics)[:4]!s:.200}.")
+        self.names, self.statistics = list(names), list(statistics)
         self.shapes = [tuple(shape) for shape in shapes]
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.parameter_dim = sum(self.sizes)
@@ -137,7 +146,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 model.get_parameter(name).copy_(tensor)
 
     def check_model(self, model: nn.Module) -> None:
-        """Raises `LayoutError` if a tensor of the layout is absent in the model or has another shape there."""
+        """Raises `LayoutError` if a tensor or BatchNorm of the layout is absent, or a tensor has another shape."""
         parameters = dict(model.named_parameters())
         for name, shape in zip(self.names, self.shapes, strict=True):
             there, expected = f"in this {type(model).__name__}", f"but {shape} in the layout."
@@ -145,6 +154,36 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                 raise LayoutError(f"{name!r} is absent {there}, {expected} {self._versions()}")
             if parameters[name].shape != shape:
                 raise LayoutError(f"{name!r} is {tuple(parameters[name].shape)} {there}, {expected}")
+        buffers = dict(model.named_buffers())
+        for name in self.statistics:
+            if f"{name}.running_mean" not in buffers:
+                raise LayoutError(
+                    f"{name!r} is no BatchNorm with running statistics in this {type(model).__name__}, but in the "
+                    f"layout. {self._versions()}"
+                )
+
+    def check_statistics(self, statistics: Mapping[str, torch.Tensor] | None, count: int) -> None:
+        """Checks what `estimate_statistics` returned for some networks.
+
+        Raises:
+            StatisticsError: If networks of this layout have statistics of their own, but these are missing, or are not
+                those of `count` networks.
+        """
+        expected = {f"{name}.{kind}" for name in self.statistics for kind in ("running_mean", "running_var")}
+        if expected and not statistics:
+            raise StatisticsError(
+                f"Each of these networks has its own running statistics in {len(self.statistics)} BatchNorms (such as "
+                f"{self.statistics[0]!r}), which are no part of its vector, and does not work with those of another "
+                "network: estimate them on training images first, with out.update_bn(images) for drawn networks, or "
+                "pass statistics=estimate_statistics(model, processor, parameters, images)."
+            )
+        given = statistics or {}
+        lengths = {len(tensor) for tensor in given.values()}
+        if given.keys() != expected or lengths - {count}:
+            raise StatisticsError(
+                f"Statistics of {sorted(lengths)} networks for {sorted(given)} were given, but those of {count} "
+                f"networks for {sorted(expected)} are needed; estimate them for these networks."
+            )
 
     def _versions(self) -> str:
         stored, installed = self.config.transformers_version, transformers.__version__

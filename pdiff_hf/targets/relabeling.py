@@ -9,6 +9,7 @@ from ..data.inputs import Inputs
 from .conditions import ConditionError, Conditions
 from .inference import network_logits
 from .processing_parameters import ParameterProcessor
+from .statistics import estimate_statistics
 from .unit_search import random_weights, same
 
 
@@ -30,7 +31,8 @@ def exchanged_outputs(
         ConditionError: If the network has other than two outputs, or no such exchange is found.
     """
     vectors = torch.stack([parameters, random_weights(processor).to(parameters)])
-    logits = network_logits(model, processor, vectors, inputs)  # (2, examples, outputs)
+    statistics = estimate_statistics(model, processor, vectors, inputs)  # which no last layer changes
+    logits = network_logits(model, processor, vectors, inputs, statistics=statistics)  # (2, examples, outputs)
     places = torch.arange(processor.parameter_dim)
     shapes = dict(zip(processor.names, processor.shapes, strict=True))
     modules = reversed([name for name, _ in model.named_modules()]) if logits.shape[-1] == 2 else ()
@@ -40,7 +42,7 @@ def exchanged_outputs(
             continue
         tensors = processor.unflatten(places)
         order = torch.cat([(t.flip(0) if name in own else t).flatten() for name, t in tensors.items()])
-        exchanged = network_logits(model, processor, vectors[:, order], inputs)
+        exchanged = network_logits(model, processor, vectors[:, order], inputs, statistics=statistics)
         if all(same(new, old.flip(-1)) for new, old in zip(exchanged, logits, strict=True)):
             return order
     raise ConditionError(

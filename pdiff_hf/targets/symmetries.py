@@ -33,9 +33,8 @@ class Symmetries:
         model: The target network in evaluation mode.
         processor: Its layout.
         parameters: One vector `(D,)` of a trained network.
-        inputs: A few examples.
-        batch_statistics: Whether BatchNorms are tried with the statistics of the examples, as is right where they are
-            re-estimated for each network. Running statistics that all networks share bind the units of a layer.
+        inputs: A few examples. BatchNorms whose statistics are each network's own are tried with theirs; running
+            statistics that all networks share bind the units of a layer.
     """
 
     def __init__(
@@ -44,10 +43,9 @@ class Symmetries:
         processor: ParameterProcessor,
         parameters: torch.Tensor,
         inputs: Inputs,
-        batch_statistics: bool = False,
     ) -> None:
         self.processor = processor
-        search = UnitSearch(model, processor, parameters, inputs, batch_statistics)
+        search = UnitSearch(model, processor, parameters, inputs)
         self.layers: list[HiddenUnits] = list(search.units())
         self.shift = self._find_shift(model, parameters, search)
 

@@ -9,6 +9,7 @@ import torch
 
 from ..data.inputs import Inputs, call_with, count_inputs, take_inputs
 from .processing_parameters import ParameterProcessor
+from .statistics import batch_statistics
 from .symmetries import Symmetries
 from .task import classification, logits_of, task_of
 
@@ -111,7 +112,8 @@ def _logits_with_gradient(
     """Returns logits `(examples, classes)`, centered over classes in classification, and the vector they depend on."""
     own = vector.detach().clone().requires_grad_()
     args, kwargs = call_with(inputs)
-    output = torch.func.functional_call(model, processor.unflatten(own), args, kwargs)
+    with batch_statistics(model, processor.statistics):
+        output = torch.func.functional_call(model, processor.unflatten(own), args, kwargs)
     logits = logits_of(model, output).float()
     if task_of(model.config) is classification:
         logits = logits - logits.mean(-1, keepdim=True)

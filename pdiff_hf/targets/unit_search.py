@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from ..data.inputs import Inputs, call_with
 from .processing_parameters import ParameterProcessor
+from .statistics import batch_statistics
 from .task import logits_of
 from .units import HiddenUnits, Rescaling, permute_units, scale_units
 
@@ -52,9 +53,8 @@ class UnitSearch:
         processor: ParameterProcessor,
         parameters: torch.Tensor,
         inputs: Inputs,
-        batch_statistics: bool = False,
     ) -> None:
-        self.model, self.processor, self.inputs, self.batch_statistics = model, processor, inputs, batch_statistics
+        self.model, self.processor, self.inputs = model, processor, inputs
         generated = dict(zip(processor.names, processor.shapes, strict=True))
         # Of each module that may count units: its own tensors, or none of them if not all are generated.
         self.tensors: dict[str, tuple[str, ...]] = {}
@@ -204,8 +204,7 @@ class UnitSearch:
             calls.append((name, torch.empty(0) if read is None else read.detach()))
 
         with ExitStack() as stack:
-            if self.batch_statistics:
-                stack.enter_context(_batch_statistics(self.model))
+            stack.enter_context(batch_statistics(self.model, self.processor.statistics))
             for name in self.tensors:
                 module = self.model.get_submodule(name)
                 hook = module.register_forward_pre_hook(
@@ -215,20 +214,6 @@ class UnitSearch:
             args, kwargs = call_with(self.inputs)
             output = functional_call(self.model, self.processor.unflatten(parameters), args, kwargs)
         return calls, logits_of(self.model, output).float()
-
-
-@contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Lets BatchNorms in evaluation mode normalize by the batch at hand, and leaves running statistics as they are."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.running_mean, norm.running_var) for norm in norms]
-    try:
-        for norm in norms:
-            norm.running_mean = norm.running_var = None
-        yield
-    finally:
-        for norm, (mean, variance) in zip(norms, kept, strict=True):
-            norm.running_mean, norm.running_var = mean, variance
 
 
 def _is_pointwise(module: nn.Module) -> bool:

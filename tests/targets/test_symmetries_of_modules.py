@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pdiff_hf import ConvNetConfig, ConvNetForImageClassification, ModuleTarget, make_processor
 from pdiff_hf.loops import seeded
+from pdiff_hf.targets.statistics import with_own_statistics
 from pdiff_hf.targets.symmetries import Symmetries
 
 SIZE = 8  # height and width of the images
@@ -94,14 +95,16 @@ def images(count: int = 16) -> torch.Tensor:
 
 
 def found(
-    model: PreTrainedModel, subset: str | list[str] = "full", **options: bool
+    model: PreTrainedModel, subset: str | list[str] = "full", own_statistics: bool = False
 ) -> tuple[Symmetries, torch.Tensor]:
     """The symmetries of a network, and six unrelated vectors around its own."""
     processor = make_processor(model, subset)
+    if own_statistics:
+        processor = with_own_statistics(model, processor, images())
     own = processor.flatten(model.state_dict())
     noise = torch.randn(6, len(own), generator=torch.Generator().manual_seed(1))
     vectors = own + 0.3 * noise
-    return Symmetries(model, processor, vectors[0], images(), **options), vectors
+    return Symmetries(model, processor, vectors[0], images()), vectors
 
 
 def logits(model: PreTrainedModel, symmetries: Symmetries, vectors: torch.Tensor) -> torch.Tensor:
@@ -183,14 +186,14 @@ def test_units_of_a_convnet_with_layernorm_own_their_norm_parameters():
         torch.testing.assert_close(norm, readers, atol=1e-3, rtol=1e-3)
 
 
-def test_batch_statistics_free_the_channels_of_a_convnet():
+def test_statistics_of_their_own_free_the_channels_of_a_convnet():
     model = convnet("batch")
     for norm in model.norms:
         norm.running_mean.copy_(torch.arange(len(norm.running_mean)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     bound, _ = found(model)
-    free, vectors = found(model, batch_statistics=True)
+    free, vectors = found(model, own_statistics=True)
 
     assert bound.layers == []
     assert [layer.count for layer in free.layers] == [4, 6]
