@@ -134,7 +134,7 @@ def _in_common(part: Checkpoints) -> dict[str, dict[str, Any]]:
     layout, trunk = part.processor, part.target_model.state_dict()
     places = zip(range(len(layout.names)), layout.shapes, layout.config.dtypes, strict=True)
     return {
-        "layout": dict(zip(layout.names, places, strict=True)),
+        "layout": dict(zip(layout.names, places, strict=True)) | dict.fromkeys(layout.statistics, "own statistics"),
         "preprocessing": _flat(part.preprocessing),
         "collection": _flat(_without_shard(part.collection)),
         "trunk": {name: trunk[name] for name in sorted(trunk.keys() - set(layout.names))},

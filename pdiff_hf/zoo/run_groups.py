@@ -19,6 +19,7 @@ from ..folders import replace_file
 from ..loops import make_optimizer, require_identity, seeded, step_generator
 from ..settings import OptimizationSettings, RunSettings
 from ..targets.processing_parameters import ParameterProcessor
+from ..targets.statistics import batch_statistics
 from ..targets.task import logits_of, task_of
 
 # Up to so many positions in a batch of one run, stacked kernels (grouped convolutions) are faster than one network
@@ -81,8 +82,9 @@ def train_group(
 
     The generated tensors are stacked, and AdamW, which treats every number alone, steps all runs in one go; gradients
     are not clipped. The model is in evaluation mode: no dropout, and a BatchNorm takes its statistics from the trunk,
-    which is frozen. The same group gives the same bits; a run in another group, or with another number of threads, has
-    the same batches, but its sums may be added in another order.
+    which is frozen, or from the run's batch where the layout says that they are each network's own. The same group
+    gives the same bits; a run in another group, or with another number of threads, has the same batches, but its sums
+    may be added in another order.
 
     Args:
         model, processor: The target, and the layout of what is trained.
@@ -143,7 +145,8 @@ def _stacked_forward(
     """
 
     def forward(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-        return logits_of(model, functional_call(model, tensors, (batch,)))
+        with batch_statistics(model, processor.statistics):
+            return logits_of(model, functional_call(model, tensors, (batch,)))
 
     def one_after_the_other(tensors: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
         runs = zip(*(tensor.unbind() for tensor in tensors.values()), batch, strict=True)

@@ -23,10 +23,10 @@ from ..hub.cards import describe_hardware
 from ..loops import fingerprint, finish_trackers, make_accelerator
 from ..settings import RunSettings
 from ..targets.processing_parameters import NonFiniteParametersError, ParameterProcessor
+from ..targets.statistics import estimate_statistics, some_examples, with_own_statistics
 from ..targets.subsets import make_processor
 from ..targets.symmetries import Symmetries
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit
-from .fits import require_shared_statistics
 from .merging import read_shard
 from .run_groups import Examples, RunGroup, SavedGroups, initial_parameters, run_seed, train_group
 from .run_tasks import RunTasks
@@ -63,6 +63,10 @@ def collect_runs(
     With tasks, every `runs_per_task` runs are for one of them, trained and measured on its own images and labels;
     whole tasks are held out.
 
+    Runs that branch from a trunk share the statistics of its BatchNorms. Runs from initial weights of their own train
+    with batch statistics wherever generated tensors feed a BatchNorm, and are measured with running statistics that
+    are estimated on their train images; the layout names these BatchNorms.
+
     A canonical form is taken modulo the symmetries that `Symmetries` finds: rescaled units balanced, then permuted
     toward the average of some further runs that are no part of the zoo; each process makes the same.
 
@@ -75,8 +79,8 @@ def collect_runs(
     Raises:
         ConditionError: If tasks, settings and network do not fit; see `RunTasks`.
         LayoutError: If the subset matches nothing.
-        ValueError: If counts make no zoo, no groups or no shard, runs would need statistics of a BatchNorm of their
-            own, a network that classifies gets labels that are values, or mixed precision was asked for.
+        ValueError: If counts make no zoo, no groups or no shard, a network that classifies gets labels that are
+            values, or mixed precision was asked for.
         FileExistsError: If finished groups are saved, but resuming was not asked for.
         IdentityError: If they were saved with other settings, images or weights to start from.
         NonFiniteParametersError: If a run diverges.
@@ -87,7 +91,7 @@ def collect_runs(
     groups, recorded = _groups(settings), _recorded_steps(settings)
     run_tasks = RunTasks(images, settings, tasks, model)
     if not (settings.shared_initialization or settings.trunk_steps):
-        require_shared_statistics(model, processor)
+        processor = with_own_statistics(model, processor, _some_images(images))
     accelerator = make_accelerator(state, target_optimization(settings, settings.target_train_steps))
     _require_connected_float32(accelerator)
     own = settings_of(settings) | {"image_size": images.preprocessing.image_size}
@@ -116,6 +120,10 @@ def collect_runs(
         preprocessing=images.preprocessing.to_dict(),
         collection={"settings": shared, "runs": own, "costs": costs, "hardware": describe_hardware()} | about_tasks,
     )
+
+
+def _some_images(images: ImageData) -> torch.Tensor:
+    return images.preprocessing(images.train.pixels[:SYMMETRY_IMAGES])
 
 
 def _require_connected_float32(accelerator: Accelerator) -> None:
@@ -229,8 +237,7 @@ class _Trainer:
         if settings.canonicalize:
             seeds = [run_seed(self.seed, i, "references") for i in range(REFERENCE_RUNS)]
             others = self._checkpoints(seeds, tasks.reference_examples(REFERENCE_RUNS))[:, -1]
-            some = images.preprocessing(images.train.pixels[:SYMMETRY_IMAGES])
-            self.symmetries = Symmetries(copy.deepcopy(model).cpu(), processor, others[0], some)
+            self.symmetries = Symmetries(copy.deepcopy(model).cpu(), processor, others[0], _some_images(images))
             others = self.symmetries.canonicalize(others)
             _, self.reference = self.symmetries.align_to_mean(others, ALIGNMENT_ROUNDS, restart=True)
 
@@ -238,7 +245,8 @@ class _Trainer:
         """Trains the runs of these numbers and measures their checkpoints on the validation images."""
         started = time.perf_counter()
         seeds = [run_seed(self.seed, run) for run in members]
-        parameters = self._checkpoints(seeds, self.tasks.training_examples(members))  # (n, k, D)
+        training = self.tasks.training_examples(members)
+        parameters = self._checkpoints(seeds, training)  # (n, k, D)
         diverged = [run for run, own in zip(members, parameters, strict=True) if not torch.isfinite(own).all()]
         if diverged:
             raise NonFiniteParametersError(
@@ -250,10 +258,12 @@ class _Trainer:
             rows = self.symmetries.align(self.symmetries.canonicalize(rows), self.reference)
         trained = time.perf_counter()
         figures: tuple[list[float], list[float]] = ([], [])
-        of_runs = iter(rows.view_as(parameters))
+        of_runs = iter(zip(rows.view_as(parameters), training, strict=True))
         for count, examples in self.tasks.validation_examples(members):
-            own = torch.cat(list(islice(of_runs, count)))  # (count * k, D)
-            more = validation_figures(self.model, self.processor, own, *examples)
+            vectors, ((inputs, _), *_) = zip(*islice(of_runs, count), strict=True)  # the runs of one task
+            own = torch.cat(vectors)  # (count * k, D)
+            statistics = estimate_statistics(self.model, self.processor, own, some_examples(inputs))
+            more = validation_figures(self.model, self.processor, own, *examples, statistics=statistics)
             for values, added in zip(figures, more, strict=True):
                 values += added
         score, loss = (torch.tensor(values).view(len(members), -1) for values in figures)

@@ -18,6 +18,7 @@ from ..loops import Stopwatch, log_loss, make_accelerator, make_optimizer, step_
 from ..settings import OptimizationSettings, RunSettings
 from ..targets.inference import network_predictions
 from ..targets.processing_parameters import ParameterProcessor
+from ..targets.statistics import OwnStatistics, Statistics
 from ..targets.task import logits_of, task_of
 from .checkpoints import Checkpoints
 from .fits import task_on
@@ -155,10 +156,13 @@ def measure_checkpoints(checkpoints: Checkpoints, data: LabeledData) -> None:
     The target is in evaluation mode.
     """
     inputs, labels = data.inputs(data.validation), data.validation.labels
+    model, processor = checkpoints.target_model, checkpoints.processor
+    estimate = OwnStatistics(model, processor, data)
     for zoo in checkpoints.splits.values():
         if len(zoo):
+            statistics = estimate(zoo.parameters, progress=True)
             zoo.validation_score, zoo.validation_loss = validation_figures(
-                checkpoints.target_model, checkpoints.processor, zoo.parameters, inputs, labels, progress=True
+                model, processor, zoo.parameters, inputs, labels, progress=True, statistics=statistics
             )
 
 
@@ -169,7 +173,11 @@ def validation_figures(
     inputs: Inputs,
     labels: torch.Tensor,
     progress: bool = False,
+    statistics: Statistics | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Returns the task's score and mean loss of each vector of `(n, D)` on validation examples."""
-    predicted, loss = network_predictions(model, processor, parameters, inputs, labels, progress=progress)
+    """Returns the task's score and mean loss of each vector of `(n, D)` on validation examples.
+
+    `statistics` are those of the networks, if they have their own.
+    """
+    predicted, loss = network_predictions(model, processor, parameters, inputs, labels, progress, statistics)
     return task_of(model.config).score(predicted, labels).float().tolist(), loss.tolist()
