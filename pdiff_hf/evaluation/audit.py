@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..data.inputs import LabeledData, take_inputs
 from ..models.linear_autoencoder import LinearParameterAutoencoder
 from ..targets.processing_parameters import ParameterProcessor
+from ..targets.statistics import OwnStatistics
 from ..targets.symmetries import Symmetries
 from .baselines import Autoencoder, gaussian_full, in_codes, swept_baselines
 from .criteria import Evidence, criteria_of
@@ -105,7 +106,8 @@ class Auditor:
                 generator = torch.Generator().manual_seed(1000 * seed + i)
                 swept[prefix + name] = draw(vectors, num_baseline_models, generator)
         # 3. Every set is evaluated by the same code; the best of the zoo by validation score are one more baseline.
-        self._evaluate = partial(evaluate_sets, model=model, processor=processor, images=images, progress=progress)
+        self.own_statistics = OwnStatistics(model, processor, images)
+        self._evaluate = partial(evaluate_sets, own_statistics=self.own_statistics, progress=progress)
         groups = {
             "real": {"zoo": zoo} if heldout is None else {"zoo": zoo, "heldout": heldout},
             "baselines": swept,

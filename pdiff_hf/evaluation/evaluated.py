@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from transformers import PreTrainedModel
 
-from ..data.inputs import LabeledData
 from ..targets.inference import iter_logits
-from ..targets.processing_parameters import ParameterProcessor
+from ..targets.statistics import OwnStatistics
 from ..targets.task import Task, task_of
 
 PROBES = 256  # validation examples whose answers functions are compared by
@@ -51,20 +49,24 @@ class EvaluatedSet:
 
 def evaluate_sets(
     groups: Mapping[str, Mapping[str, torch.Tensor]],
-    model: PreTrainedModel,
-    processor: ParameterProcessor,
-    images: LabeledData,
+    own_statistics: OwnStatistics,
     progress: bool = False,
 ) -> dict[str, dict[str, EvaluatedSet]]:
-    """Evaluates groups of named sets of vectors `(n, D)` together, so that the trunk is computed once."""
+    """Evaluates groups of named sets of vectors `(n, D)` together, so that the trunk is computed once.
+
+    Networks that have BatchNorm statistics of their own are evaluated with these, whatever they come from. Model,
+    layout and images are those of `own_statistics`.
+    """
+    model, processor, images = own_statistics.model, own_statistics.processor, own_statistics.images
     task = task_of(model.config)
     vectors = [named for group in groups.values() for named in group.values()]
     together = torch.cat(vectors)
+    statistics = own_statistics(together, progress)
     predictions, wrong, scores = {}, {}, {}
     answers: list[torch.Tensor] = []
     for split, part in (("validation", images.validation), ("test", images.test)):
         found = []
-        for logits in iter_logits(model, processor, together, images.inputs(part), progress):
+        for logits in iter_logits(model, processor, together, images.inputs(part), progress, statistics):
             found.append(task.predict(logits.float()).cpu())
             seen = sum(batch.shape[1] for batch in answers)
             if split == "validation" and seen < PROBES:

@@ -12,6 +12,7 @@ from ..data.inputs import LabeledData, take_inputs
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..targets.inference import network_logits, network_predictions
 from ..targets.processing_parameters import NonFiniteParametersError
+from ..targets.statistics import OwnStatistics
 from ..targets.task import classification, task_of
 from ..zoo.checkpoints import Checkpoints, CheckpointSplit
 from ..zoo.condition_splits import require_held_out
@@ -119,10 +120,14 @@ def evaluate(
     task = networks["zoo"].task
     if task is classification:  # ensembles average probabilities
         for key in ENSEMBLES & networks.keys():
-            sets[key]["ensembles"] = _ensembles(pipe, networks[key].parameters, images)
+            sets[key]["ensembles"] = _ensembles(networks[key].parameters, auditor.own_statistics)
         if "heldout" in networks:
             ours, real = sets["generated"]["ensembles"], sets["heldout"]["ensembles"]
             sets["generated"]["deep_ensemble_equivalent"] = deep_ensemble_equivalent(ours, real)
+    reverse_process = _reverse_process(pipe, auditor.own_statistics, num_inference_steps, seed)
+    costs = {"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started}
+    if pipe.processor.statistics:  # a part of the evaluation
+        costs["statistics_seconds"] = auditor.own_statistics.seconds
     return Evaluation(
         sets=sets,
         networks=networks,
@@ -130,9 +135,9 @@ def evaluate(
         answer=answer,
         places=_places(auditor.reference, networks, answer),
         similarity=_similarity([rows.wrong["test"] for rows in networks.values()]),
-        reverse_process=_reverse_process(pipe, images, num_inference_steps, seed),
+        reverse_process=reverse_process,
         chance=auditor.chance,
-        costs={"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started},
+        costs=costs,
         data={"test_images_sha256": images.test.fingerprint(), "task": task.name, "score_name": task.score_name},
     )
 
@@ -199,11 +204,13 @@ def _places(reference: Reference, networks: dict[str, EvaluatedSet], answer: Aud
     }
 
 
-def _ensembles(pipe: PDiffPipeline, parameters: torch.Tensor, images: LabeledData) -> dict[str, dict[str, float]]:
+def _ensembles(parameters: torch.Tensor, own_statistics: OwnStatistics) -> dict[str, dict[str, float]]:
     """Prediction ensembles of members from all over the set, calibrated on validation images."""
     members = parameters[torch.linspace(0, len(parameters) - 1, min(len(parameters), max(SIZES))).long()]
+    model, processor, images = own_statistics.model, own_statistics.processor, own_statistics.images
+    statistics = own_statistics(members)
     validation, test = (
-        network_logits(pipe.target_model, pipe.processor, members, images.inputs(part)).cpu()
+        network_logits(model, processor, members, images.inputs(part), statistics=statistics).cpu()
         for part in (images.validation, images.test)
     )
     return ensemble_figures(validation, images.validation.labels, test, images.test.labels)
@@ -219,7 +226,7 @@ def _similarity(wrong: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _reverse_process(
-    pipe: PDiffPipeline, images: LabeledData, num_inference_steps: int | None, seed: int
+    pipe: PDiffPipeline, own_statistics: OwnStatistics, num_inference_steps: int | None, seed: int
 ) -> torch.Tensor:
     """Test score of what the latents decode to after each of up to 20 steps of the sampler, `(steps, seeds)`."""
     traced: list[torch.Tensor] = []
@@ -231,11 +238,15 @@ def _reverse_process(
     generators = [torch.Generator().manual_seed(seed + i) for i in range(TRACED_SEEDS)]
     pipe(TRACED_SEEDS, num_inference_steps, generators, output_type="latent", callback_on_step_end=keep)
     shown = traced[:: -max(1, len(traced) // TRACED_STEPS)][::-1]  # the last step is among them
+    images = own_statistics.images
     labels = images.test.labels[:TRACED_IMAGES]
     inputs = take_inputs(images.inputs(images.test), slice(TRACED_IMAGES))
     vectors = torch.cat(shown)
     finite = vectors.isfinite().all(1)
-    predictions, _ = network_predictions(pipe.target_model, pipe.processor, vectors[finite], inputs, labels)
+    statistics = own_statistics(vectors[finite])
+    predictions, _ = network_predictions(
+        pipe.target_model, pipe.processor, vectors[finite], inputs, labels, statistics=statistics
+    )
     scores = torch.full((len(vectors),), torch.nan, dtype=torch.float64)
     scores[finite] = task_of(pipe.target_model.config).score(predictions, labels).double()
     return scores.view(len(shown), TRACED_SEEDS)

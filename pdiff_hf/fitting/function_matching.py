@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..data.inputs import Inputs, LabeledData, count_inputs, move_inputs, take_inputs
 from ..targets.inference import plan_evaluation
 from ..targets.processing_parameters import ParameterProcessor
+from ..targets.statistics import batch_statistics
 from ..targets.task import task_of
 from ..zoo.checkpoints import CheckpointSplit
 
@@ -52,8 +53,9 @@ class FunctionMatching:
         self.inputs, self.task = images.inputs(images.train), task_of(target_model.config)
         self.source: dict[str, Any] = {"images": images.train.fingerprint(), "count": len(images.train)}
         tensors = processor.unflatten(networks["train"])  # their number bounds how many are evaluated at once
-        one = take_inputs(self.inputs, slice(1))
-        self._evaluate, _ = plan_evaluation(self.target_model, processor, tensors, one, stacks_convolutions=True)
+        few = take_inputs(self.inputs, slice(2))
+        with batch_statistics(self.target_model, processor.statistics):
+            self._evaluate, _ = plan_evaluation(self.target_model, processor, tensors, few, stacks_convolutions=True)
         rows = torch.linspace(0, len(images.train) - 1, min(len(images.train), COMPARED_IMAGES)).long()
         some = take_inputs(self.inputs, rows)
         one_of_each, other = (self.logits(networks["train"][side], some) for side in pairs.T)
@@ -90,8 +92,12 @@ class FunctionMatching:
         return (weights * torch.log1p(divergence / self.unit)).mean()
 
     def logits(self, parameters: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Returns the logits `(n, images, outputs)` of vectors `(n, D)`."""
-        return self._evaluate(self.processor.unflatten(parameters), inputs)
+        """Returns the logits `(n, images, outputs)` of vectors `(n, D)`.
+
+        Where BatchNorm statistics are each network's own, they are those of these images.
+        """
+        with batch_statistics(self.target_model, self.processor.statistics):
+            return self._evaluate(self.processor.unflatten(parameters), inputs)
 
 
 def comparable_pairs(zoo: CheckpointSplit) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from ..data.inputs import LabeledData
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..targets.inference import network_predictions
+from ..targets.statistics import OwnStatistics
 from ..targets.symmetries import Symmetries
 from ..targets.task import task_of
 
@@ -41,10 +42,13 @@ def choose_autoguidance(
     real = _nearest(symmetries, networks["validation"], zoo, mean)
     task, inputs = task_of(pipe.target_model.config), images.inputs(images.validation)
     labels, tried = images.validation.labels, []
+    own_statistics = OwnStatistics(pipe.target_model, pipe.processor, images)
     for scale in SCALES:
         generator = torch.Generator().manual_seed(seed)
         parameters = pipe(NUM_DRAWN, generator=generator, autoguidance_scale=scale, output_type="pt")[0]
-        predicted, _ = network_predictions(pipe.target_model, pipe.processor, parameters, inputs, labels)
+        predicted, _ = network_predictions(
+            pipe.target_model, pipe.processor, parameters, inputs, labels, statistics=own_statistics(parameters)
+        )
         distances = _nearest(symmetries, symmetries.canonicalize(parameters), zoo, mean)
         score = task.score(predicted, labels).mean().item()
         tried.append({"scale": scale, "score": score, "z": rank_statistic(distances, real)})

@@ -16,6 +16,7 @@ from ..loops import Stopwatch, fingerprint
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import RunSettings
 from ..targets.building import build_network
+from ..targets.statistics import OwnStatistics
 from ..zoo.checkpoints import Checkpoints
 from .autoencoder import encode_zoo, fit_autoencoder
 from .denoiser import fit_denoiser
@@ -60,14 +61,15 @@ def fit_pipeline(
 ) -> PDiffPipeline:
     """Trains the denoiser on the zoo's latents and puts the pipeline together.
 
-    The pipeline's target holds the zoo's average in the generated positions. `first_stage` holds the settings and the
-    seconds of the autoencoder, as its `training.json`, and the fingerprint of its zoo if known.
+    The pipeline's target holds the zoo's average in the generated positions; if the zoo's networks have BatchNorm
+    statistics of their own, and there are images, it has its own too. `first_stage` holds the settings and the seconds
+    of the autoencoder, as its `training.json`, and the fingerprint of its zoo if known.
 
     Raises:
         ValueError: If the autoencoder was fitted to another zoo; and what `fit_denoiser` raises.
     """
     watch = Stopwatch()
-    parameters = checkpoints.zoo.parameters
+    parameters, target, processor = checkpoints.zoo.parameters, checkpoints.target_model, checkpoints.processor
     zoo, made_for = fingerprint([parameters]) if run else None, autoencoder.config.parameter_dim
     if made_for != parameters.shape[1] or (zoo and first_stage.get("zoo", zoo) != zoo):
         raise ValueError(
@@ -80,9 +82,8 @@ def fit_pipeline(
     latents = {name: encode_zoo(autoencoder, vectors) for name, vectors in splits.items()}  # (n, latent_dim)
     matching = None
     if settings.function_weight and images is not None:
-        target, layout = checkpoints.target_model, checkpoints.processor
         pairs = comparable_pairs(checkpoints.zoo)
-        matching = FunctionMatching(autoencoder, target, layout, images, splits, pairs)
+        matching = FunctionMatching(autoencoder, target, processor, images, splits, pairs)
     if data is not None and matching is not None:
         data["images"] = matching.source["images"]
     fitted = fit_denoiser(
@@ -95,12 +96,15 @@ def fit_pipeline(
         validation=latents.get("validation"),
         matching=matching,
     )
-    average = build_network(checkpoints.target_model, checkpoints.processor, parameters.mean(0), share_trunk=False)
+    mean = parameters.mean(0)
+    own = {} if images is None else OwnStatistics(target, processor, images)(mean[None])
+    statistics = {name: values[0] for name, values in own.items()}
+    average = build_network(target, processor, mean, share_trunk=False, statistics=statistics)
     pipe = PDiffPipeline(
         autoencoder=autoencoder,
         denoiser=fitted.denoiser,
         scheduler=fitted.scheduler,
-        processor=checkpoints.processor,
+        processor=processor,
         target_model=average,
         guide=fitted.guide,
         default_num_inference_steps=settings.num_inference_steps,

@@ -21,6 +21,7 @@ from pdiff_hf.evaluation.measures import rare, within
 from pdiff_hf.evaluation.novelty import pairwise_distances
 from pdiff_hf.evaluation.verdict import MEANINGS, decide
 from pdiff_hf.targets.processing_parameters import LayoutError
+from pdiff_hf.targets.statistics import OwnStatistics
 
 FEW = 30  # networks of each baseline
 SAMPLES = 60
@@ -376,7 +377,7 @@ def test_predictions_are_those_of_plain_forward_passes(multi_run: Planted):
     zoo = case.zoo[:3]
 
     groups = {"real": {"first": zoo[:1], "rest": zoo[1:]}}
-    evaluated = evaluate_sets(groups, case.model, case.processor, case.images)["real"]["rest"]
+    evaluated = evaluate_sets(groups, OwnStatistics(case.model, case.processor, case.images))["real"]["rest"]
 
     for split, part in (("validation", case.images.validation), ("test", case.images.test)):
         for i, vector in enumerate(zoo[1:]):
