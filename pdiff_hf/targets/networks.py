@@ -27,7 +27,7 @@ class ConvNetConfig(PreTrainedConfig):
     """Configuration of `ConvNetForImageClassification`.
 
     The normalization is `"batch"`, or `"layer"` over all channels and positions of an image. The latter has no running
-    statistics, so that whole networks can be trained and drawn independently of each other.
+    statistics, which independently trained or drawn networks would need to have estimated.
     """
 
     model_type = "pdiff_convnet"

@@ -162,6 +162,12 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
                     f"layout. {self._versions()}"
                 )
 
+    @property
+    def own_buffers(self) -> list[str]:
+        """Names of all buffers of the BatchNorms whose statistics are each network's own."""
+        kinds = ("running_mean", "running_var", "num_batches_tracked")
+        return [f"{norm}.{kind}" for norm in self.statistics for kind in kinds]
+
     def check_statistics(self, statistics: Mapping[str, torch.Tensor] | None, count: int) -> None:
         """Checks what `estimate_statistics` returned for some networks.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..data.inputs import Inputs, LabeledData, call_with, count_inputs, move_inputs, take_inputs
-from . import inference
+from .inference import ACTIVATION_BUDGET, generated_activations, plan_evaluation, prepare_networks
 from .processing_parameters import ParameterProcessor, StatisticsError
 
 BATCH_SIZE = 256
@@ -32,10 +33,11 @@ def with_own_statistics(model: nn.Module, processor: ParameterProcessor, inputs:
     tensors are others.
 
     Args:
-        model: The target network in evaluation mode.
+        model: The target network, which is not changed.
         processor: The layout of the generated tensors.
         inputs: A few examples.
     """
+    model = copy.deepcopy(model).eval()
     norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
     norms = {name: norm for name, norm in norms.items() if norm.running_mean is not None}
     if not norms:
@@ -92,7 +94,7 @@ def estimate_statistics(
             f"are {count} examples in batches of {batch_size}; pass training examples, some hundreds if possible."
         )
     processor.check_model(target_model)
-    model, tensors = inference.prepare_networks(target_model, processor, parameters)
+    model, tensors = prepare_networks(target_model, processor, parameters)
     inputs = move_inputs(inputs, next(model.parameters()))
     norms: dict[str, Any] = {name: model.get_submodule(name) for name in processor.statistics}
     seen: dict[str, list[torch.Tensor]] = {}
@@ -110,10 +112,10 @@ def estimate_statistics(
     few = take_inputs(inputs, slice(2))
     with batch_statistics(model, processor.statistics):
         # 1. As many networks at once as the budget allows, each on a whole batch.
-        size = 4 * batch_size * inference.generated_activations(model, processor, few)
-        places = torch.arange(len(parameters)).split(max(1, inference.ACTIVATION_BUDGET // size))
+        size = 4 * batch_size * generated_activations(model, processor, few)
+        places = torch.arange(len(parameters)).split(max(1, ACTIVATION_BUDGET // size))
         with watched(norms, keep):
-            evaluate, _ = inference.plan_evaluation(model, processor, tensors, few, read=read)
+            evaluate, _ = plan_evaluation(model, processor, tensors, few, read=read)
             seen.clear()  # of a trial run that has failed
             estimated = []
             for rows in tqdm(places, desc="estimating the statistics of BatchNorms", disable=not progress):

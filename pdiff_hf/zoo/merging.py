@@ -137,7 +137,7 @@ def _in_common(part: Checkpoints) -> dict[str, dict[str, Any]]:
         "layout": dict(zip(layout.names, places, strict=True)) | dict.fromkeys(layout.statistics, "own statistics"),
         "preprocessing": _flat(part.preprocessing),
         "collection": _flat(_without_shard(part.collection)),
-        "trunk": {name: trunk[name] for name in sorted(trunk.keys() - set(layout.names))},
+        "trunk": {name: trunk[name] for name in sorted(trunk.keys() - {*layout.names, *layout.own_buffers})},
     }
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.inputs import Inputs
 from ..targets.adapters import as_target
 from ..targets.conditions import Conditions
+from ..targets.statistics import with_own_statistics
 from ..targets.subsets import make_processor
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit
 from .parquet import CheckpointsError
@@ -39,6 +41,9 @@ class CheckpointRecorder:
             those that may. All rows are saved with the trunk as it is at the end, so that rows recorded with another
             one become networks that never existed.
         conditions: What the conditions mean that runs are made for, if they are: each record then has one.
+        example_inputs: A few examples, if several runs each train with BatchNorm statistics of their own: those of
+            BatchNorms that generated tensors feed are then each network's own (see `with_own_statistics`), otherwise
+            they are part of the trunk.
     """
 
     def __init__(
@@ -47,13 +52,17 @@ class CheckpointRecorder:
         subset: str | Sequence[str],
         allow_moving_trunk: bool | Sequence[str] = False,
         conditions: Conditions | None = None,
+        example_inputs: Inputs | None = None,
     ) -> None:
         self.model = as_target(model)
         self.is_distributed = any(isinstance(module, DistributedDataParallel) for module in model.modules())
         self.processor, self.conditions = make_processor(self.model, subset), conditions
         self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        if example_inputs is not None:
+            self.processor = with_own_statistics(self.model, self.processor, example_inputs)
         patterns = {True: ["*"], False: []}
         self.may_move = patterns[allow_moving_trunk] if isinstance(allow_moving_trunk, bool) else allow_moving_trunk
+        self.may_move = [*self.may_move, *self.processor.own_buffers]
         self.trunk: dict[str, int] | None = None  # checksums of its tensors at the first record
 
     def freeze_trunk(self) -> list[nn.Parameter]:
@@ -147,7 +156,7 @@ class CheckpointRecorder:
                 f"{len(moved)} tensors outside the subset have changed since the first record, such as {moved[0]!r}, "
                 "but all rows are saved with one trunk: freeze it before the first record (recorder.freeze_trunk(), "
                 "and model.eval() for the statistics of BatchNorm), record a larger subset, or pass "
-                "allow_moving_trunk=True."
+                "allow_moving_trunk=True, or example_inputs=… if each run has BatchNorm statistics of its own."
             )
 
 

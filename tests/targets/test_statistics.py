@@ -18,7 +18,7 @@ from pdiff_hf import (
     network_logits,
 )
 from pdiff_hf.loops import seeded
-from pdiff_hf.targets import inference
+from pdiff_hf.targets import statistics as statistics_of_networks
 from pdiff_hf.targets.processing_parameters import StatisticsError
 from pdiff_hf.targets.statistics import batch_statistics, estimate_statistics, with_own_statistics
 
@@ -55,7 +55,7 @@ def images(model: PreTrainedModel, count: int) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["convnet", "mlp"])
 @pytest.mark.parametrize("budget", [2**25, 1], ids=["all networks at once", "one network at a time"])
 def test_statistics_are_those_that_update_bn_gives_each_network(family: str, budget: int, monkeypatch):
-    monkeypatch.setattr(inference, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(statistics_of_networks, "ACTIVATION_BUDGET", budget)
     model, processor, parameters = networks(family)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inputs = images(model, 48)

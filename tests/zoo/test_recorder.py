@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pdiff_hf import CheckpointRecorder, CheckpointsError, NonFiniteParametersError, load_checkpoints
+from pdiff_hf import (
+    CheckpointRecorder,
+    CheckpointsError,
+    LayoutError,
+    NonFiniteParametersError,
+    load_checkpoints,
+    make_processor,
+    merge_checkpoints,
+)
 from pdiff_hf.zoo.recorder import interleaved_splits
 
 
@@ -90,6 +98,26 @@ def test_statistics_of_batchnorm_are_part_of_the_trunk(random_images):
 
     with pytest.raises(CheckpointsError, match=r"'norms\.0\.running_mean'.*model\.eval\(\)"):
         recorder.record(1)
+
+
+def test_runs_may_each_have_statistics_of_their_own(random_images):
+    runs = [build("convnet").train() for _ in range(3)]
+    images = random_images(runs[0], 8)
+    recorders = [CheckpointRecorder(runs[0], "full", example_inputs=images[:2]) for _ in range(2)]
+    assert runs[0].training
+    assert runs[0].norms[0].num_batches_tracked == 0  # finding the statistics has not moved them
+
+    for number, (model, recorder) in enumerate(zip(runs, (*recorders, recorders[1]), strict=True)):
+        model(images + number)
+        recorder.follow(model)
+        recorder.record(1, run=f"run-{number}")
+
+    zoos = [recorder.checkpoints() for recorder in recorders]
+    assert zoos[0].processor.statistics == ["norms.0", "norms.1"]
+    assert merge_checkpoints(zoos).zoo.run == ["run-0", "run-1", "run-2"]  # statistics are no part of the trunk
+    zoos[1].processor = make_processor(runs[0], "full")
+    with pytest.raises(LayoutError, match=r"norms\.0 None instead of 'own statistics'"):
+        merge_checkpoints(zoos)
 
 
 def test_recorder_refuses_a_diverged_training_and_an_unknown_split(mlp):
