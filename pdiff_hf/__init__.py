@@ -54,6 +54,8 @@ from .targets.networks import MLPForImageClassification as MLPForImageClassifica
 from .targets.processing_parameters import LayoutError as LayoutError
 from .targets.processing_parameters import NonFiniteParametersError as NonFiniteParametersError
 from .targets.processing_parameters import ParameterProcessor as ParameterProcessor
+from .targets.processing_parameters import StatisticsError as StatisticsError
+from .targets.statistics import estimate_statistics as estimate_statistics
 from .targets.subsets import make_processor as make_processor
 from .zoo.checkpoints import Checkpoints as Checkpoints
 from .zoo.checkpoints import CheckpointSplit as CheckpointSplit

@@ -57,7 +57,8 @@ class Auditor:
         heldout_runs, heldout_steps: Run and step of each held-out checkpoint. Without runs, those of one run are found
             by their distance, if the zoo has several checkpoints of a run.
         model: The target network, in eval mode. Its configuration names the task.
-        images: Validation images choose baselines' settings, test images are reported. Any labeled examples will do.
+        images: Validation images choose baselines' settings, test images are reported. Train images are used only to
+            estimate the BatchNorm statistics of networks that have their own. Any labeled examples will do.
         autoencoder: The generator's, whose codes the Gaussian null is fitted in; by default all principal codes.
         num_baseline_models: Networks drawn from each baseline at each setting.
 

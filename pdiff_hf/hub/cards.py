@@ -59,6 +59,7 @@ def write_checkpoints_card(
         score_name=score_name,
         subset_description=describe_layout(processor.names),
         parameter_dim=processor.parameter_dim,
+        statistics=processor.statistics,
         counts=dict.fromkeys(("train", "validation", "test"), 0) | {name: len(rows) for name, rows in splits.items()},
         rows=[_split_row(name, rows) for name, rows in filled.items()],
         settings=settings | {"dataset_name": published_name(settings["dataset_name"])} if settings else None,

@@ -59,6 +59,7 @@ def write_pipeline_card(
         target_class=type(pipe.target_model).__name__,
         subset_description=describe_layout(pipe.processor.names),
         parameter_dim=pipe.processor.parameter_dim,
+        statistics=bool(pipe.processor.statistics),
         zoo=zoo,
         zoo_count=data.get("zoo_count"),
         dataset_name=dataset_name,

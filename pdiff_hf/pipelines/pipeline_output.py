@@ -24,6 +24,7 @@ from ..hub.sharing import share
 from ..targets.building import build_network
 from ..targets.inference import network_logits
 from ..targets.processing_parameters import ParameterProcessor
+from ..targets.statistics import BATCH_SIZE, Statistics, estimate_statistics
 
 NUMBERED = "[0-9][0-9][0-9][0-9][0-9]"  # names of the folders of drawn networks
 
@@ -35,12 +36,16 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
     nothing else: moving, casting, training or stepping it never changes another one. `build(i, share_trunk=False)` is
     a fully independent, trainable copy.
 
+    Networks whose BatchNorm statistics are their own (`processor.statistics` names these BatchNorms) do not work with
+    those of another network: none is built, evaluated or saved before `update_bn` has estimated them.
+
     Args:
         target_model: The network with the trunk.
         processor: The layout of `parameters`.
         parameters: `(n, D)` float32.
         preprocessing: Content of a `preprocessor_config.json`, or empty.
         provenance: For each network, where it came from (JSON types).
+        statistics: What `estimate_statistics` returned for them.
     """
 
     def __init__(
@@ -50,12 +55,14 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
         parameters: torch.Tensor,
         preprocessing: dict[str, Any],
         provenance: list[dict[str, Any]],
+        statistics: Statistics | None = None,
     ) -> None:
         self.target_model = target_model
         self.processor = processor
         self.parameters = parameters
         self.preprocessing = preprocessing
         self.provenance = provenance
+        self.statistics = statistics
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -74,6 +81,7 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
                 self.parameters[index],
                 self.preprocessing,
                 self.provenance[index],
+                {name: values[index] for name, values in (self.statistics or {}).items()},
             )
         return self.build(index)
 
@@ -82,18 +90,41 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
 
         Raises:
             IndexError: If there is no such network.
+            StatisticsError: If `update_bn` must be called first.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"There are {len(self)} drawn networks, but number {index} was asked for.")
-        return build_network(self.target_model, self.processor, self.parameters[index], share_trunk)
+        self.processor.check_statistics(self.statistics, len(self))
+        own = {name: values[index] for name, values in (self.statistics or {}).items()}
+        return build_network(self.target_model, self.processor, self.parameters[index], share_trunk, own)
+
+    def update_bn(self, inputs: Inputs, batch_size: int = BATCH_SIZE) -> None:
+        """Estimates the BatchNorm statistics of each network on training images, without labels or augmentation.
+
+        Each gets what `torch.optim.swa_utils.update_bn` would give it. Networks that share the trunk's statistics stay
+        as they are.
+
+        Args:
+            inputs: Some hundreds of images or more, preprocessed as for `logits`.
+            batch_size: Images of a batch.
+
+        Raises:
+            StatisticsError: If there are fewer than two images.
+        """
+        self.statistics = estimate_statistics(
+            self.target_model, self.processor, self.parameters, inputs, batch_size=batch_size
+        )
 
     def logits(self, inputs: Inputs) -> torch.Tensor:
         """Returns the logits of all networks `(n, batch, classes)` float32, the trunk computed once.
 
         Args:
             inputs: `pixel_values`, or a mapping of named tensors, for example what a tokenizer returns.
+
+        Raises:
+            StatisticsError: If `update_bn` must be called first.
         """
-        return network_logits(self.target_model, self.processor, self.parameters, inputs)
+        return network_logits(self.target_model, self.processor, self.parameters, inputs, statistics=self.statistics)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes one folder per network, `00000/`, `00001/`, …, that plain transformers loads, and a card.
@@ -223,6 +254,10 @@ class PDiffPipelineOutput(BaseOutput):
     def logits(self, inputs: Inputs) -> torch.Tensor:
         """Returns the logits of all networks `(num_models, batch, classes)` float32; see `DrawnNetworks.logits`."""
         return self._networks().logits(inputs)
+
+    def update_bn(self, inputs: Inputs, batch_size: int = BATCH_SIZE) -> None:
+        """Estimates the BatchNorm statistics of each network on training images; see `DrawnNetworks.update_bn`."""
+        self._networks().update_bn(inputs, batch_size)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes one transformers folder per network; see `DrawnNetworks.save_pretrained`."""
