@@ -124,10 +124,6 @@ def evaluate(
         if "heldout" in networks:
             ours, real = sets["generated"]["ensembles"], sets["heldout"]["ensembles"]
             sets["generated"]["deep_ensemble_equivalent"] = deep_ensemble_equivalent(ours, real)
-    reverse_process = _reverse_process(pipe, auditor.own_statistics, num_inference_steps, seed)
-    costs = {"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started}
-    if pipe.processor.statistics:  # a part of the evaluation
-        costs["statistics_seconds"] = auditor.own_statistics.seconds
     return Evaluation(
         sets=sets,
         networks=networks,
@@ -135,9 +131,10 @@ def evaluate(
         answer=answer,
         places=_places(auditor.reference, networks, answer),
         similarity=_similarity([rows.wrong["test"] for rows in networks.values()]),
-        reverse_process=reverse_process,
+        reverse_process=_reverse_process(pipe, auditor.own_statistics, num_inference_steps, seed),
         chance=auditor.chance,
-        costs=costs,
+        costs={"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started}
+        | auditor.own_statistics.costs,  # a part of the evaluation
         data={"test_images_sha256": images.test.fingerprint(), "task": task.name, "score_name": task.score_name},
     )
 

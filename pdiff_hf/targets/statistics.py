@@ -66,15 +66,15 @@ def estimate_statistics(
     """Returns the statistics of n networks, those that `torch.optim.swa_utils.update_bn` would give each of them.
 
     Each BatchNorm that the layout names normalizes by the batch at hand; its statistics are the mean over batches of
-    the mean and the unbiased variance of what it reads. Batches are of one size, up to one example. Networks are
-    evaluated together, as `network_logits` does, as many as `ACTIVATION_BUDGET` allows.
+    the mean and the unbiased variance of what it reads. Batches are of one size, up to one example, and of two
+    examples at least. Networks are evaluated together as in `network_logits`, as many as `ACTIVATION_BUDGET` allows.
 
     Args:
         target_model: The network that has the trunk, in eval mode; it is not changed.
         processor: The layout; one that names no statistics gives an empty result.
         parameters: `(n, D)` float32.
         inputs: Training examples, without augmentation.
-        batch_size: Examples of a batch, at most; as in training, or more.
+        batch_size: Examples of a batch; as in training, or more.
         progress: Show a progress bar.
 
     Returns:
@@ -82,7 +82,7 @@ def estimate_statistics(
 
     Raises:
         LayoutError, NonFiniteParametersError: If `parameters` do not fit the layout.
-        StatisticsError: If there are fewer than two examples, or a batch would have one.
+        StatisticsError: If there are fewer than two examples, or a batch is to have one.
         ValueError: If the model is in training mode.
     """
     if not processor.statistics:
@@ -108,7 +108,7 @@ def estimate_statistics(
         over = [axis for axis in range(x.ndim) if axis != 1]
         seen.setdefault(name, []).append(torch.stack([x.float().mean(over), x.float().var(over)]))
 
-    batches = torch.arange(count).tensor_split(-(-count // batch_size))
+    batches = torch.arange(count).tensor_split(min(-(-count // batch_size), count // 2))
     few = take_inputs(inputs, slice(2))
     with batch_statistics(model, processor.statistics):
         # 1. As many networks at once as the budget allows, each on a whole batch.
@@ -152,6 +152,11 @@ class OwnStatistics:
         found = estimate_statistics(self.model, self.processor, parameters, inputs, progress=progress)
         self.seconds += time.perf_counter() - started
         return found
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The seconds by their key in `metrics.json`; empty if the networks have no statistics of their own."""
+        return {"statistics_seconds": self.seconds} if self.processor.statistics else {}
 
 
 def some_examples(inputs: Inputs) -> Inputs:

@@ -114,6 +114,9 @@ def test_batches_of_an_uneven_number_of_examples_are_of_one_size():
     halves = [estimate_statistics(model, processor, parameters, half) for half in (inputs[:17], inputs[17:])]
     for name, values in statistics.items():
         torch.testing.assert_close(values, (halves[0][name] + halves[1][name]) / 2)
+    few = estimate_statistics(model, processor, parameters, inputs[:3], batch_size=2)  # not 2 and 1
+    for name, values in estimate_statistics(model, processor, parameters, inputs[:3]).items():
+        torch.testing.assert_close(values, few[name])
 
 
 def test_networks_are_not_evaluated_without_their_statistics():
