@@ -18,6 +18,7 @@ from ..hub.files import RepositoryFiles
 from ..hub.safety import broken_files, own_files, read_json
 from ..hub.sharing import share
 from ..targets.building import build_network
+from ..targets.conditions import Conditions
 from ..targets.loading import load_network
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import task_of
@@ -116,6 +117,12 @@ class Checkpoints:
     def zoo(self) -> CheckpointSplit:
         """The split that generators learn from."""
         return self.splits["train"]
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What the numbers of the column `condition` mean; None of a zoo without conditions."""
+        content = self.collection.get("conditions")
+        return None if content is None else Conditions.from_dict(content)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the dataset atomically: parquet shards for `datasets.load_dataset`, layout, target and provenance.
