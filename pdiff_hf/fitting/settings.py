@@ -20,7 +20,8 @@ from transformers import HfArgumentParser
 
 from .._registration import COMPONENTS, component_class
 from ..folders import shipped_folder
-from ..pipelines.checks import LARGEST_SCALE, SCHEDULERS
+from ..pipelines.checks import SCHEDULERS
+from ..pipelines.guidance import LARGEST_SCALE
 from ..settings import OptimizationSettings, RunSettings, require_within, setting
 
 NUM_TRAIN_TIMESTEPS = 1000
