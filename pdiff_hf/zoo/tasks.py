@@ -14,7 +14,7 @@ from ..loops import fingerprint, step_generator
 from ..targets.conditions import ConditionError, Conditions
 from .checkpoints import Checkpoints
 
-ATTEMPTS = 1000  # sets of held-out conditions that are tried until enough others are left
+ATTEMPTS = 50  # sets of held-out conditions that are tried until enough others are left
 SHARE_APART = 0.05  # total variation between held-out and other priors at least
 DEGREES_APART = 1.0  # between held-out and other angles at least
 LARGEST_ANGLE = 90.0  # in degrees, to both sides
