@@ -48,14 +48,21 @@ def conditions_of_splits(splits: Mapping[str, Any], conditions: Conditions | Non
 
 
 def require_held_out(splits: Mapping[str, Any], conditions: Conditions | None) -> None:
-    """Raises `CheckpointsError` if two splits have a condition in common, and what `conditions_of_splits` raises.
+    """Raises `CheckpointsError` if two splits have a condition in common, and what `conditions_of_splits` raises."""
+    if conditions is None:
+        conditions_of_splits(splits, None)
+    else:
+        require_apart(conditions_of_splits(splits, conditions), conditions)
+
+
+def require_apart(given: Mapping[str, torch.Tensor], conditions: Conditions) -> None:
+    """Raises `CheckpointsError` if two splits of conditions `(n, c)` have one in common.
 
     Networks of a held-out task are then among those that a generator learns from, or, if the complement of a task is
     the same task, one exchange of outputs away from them.
     """
-    distinct = {split: rows.unique(dim=0) for split, rows in conditions_of_splits(splits, conditions).items()}
+    distinct = {split: rows.unique(dim=0) for split, rows in given.items()}
     for (split, values), (other, others) in combinations(distinct.items(), 2):
-        assert conditions is not None  # or there would be no splits
         same = (conditions.pairwise_distances(values, others) <= SAME).nonzero()
         if len(same):
             first, second = values[same[0, 0]], others[same[0, 1]]
