@@ -111,7 +111,7 @@ class DenoiserSettings(ComponentSettings):
     """The second stage, and the sampler that is shipped; raises `RecipeError` for a scheduler that cannot draw."""
 
     role: ClassVar[str] = "denoiser"
-    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim", "token_groups", "token_edges"})
+    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim", "token_groups", "token_edges", "condition_dim"})
     type: str = setting("mlp", f"Class of the denoiser, one of {', '.join(COMPONENTS['denoiser'])}.")
     latent_smoothing: float = setting(
         0.0, "Standard deviation of noise mixed into the standardized latents, which keep unit variance."
@@ -141,6 +141,12 @@ class DenoiserSettings(ComponentSettings):
     select_snapshot: bool = setting(
         False, "Ship the averaged weights of the lowest loss on validation checkpoints, and stop when it rises."
     )
+    condition_dropout: float = setting(
+        0.1, "With conditions: share of the examples whose condition is dropped, for classifier-free guidance."
+    )
+    guidance_scale: float = setting(
+        1.0, "With conditions: scale of that guidance, if validation conditions and images cannot choose it."
+    )
     auto_bf16: bool = setting(
         False, "Train in bfloat16 on processors and GPUs that have it, unless --mixed_precision is given."
     )
@@ -154,8 +160,8 @@ class DenoiserSettings(ComponentSettings):
         super().__post_init__()
         require_within(self, 0, "latent_smoothing")
         require_within(self, 0, "function_weight", "function_gate")
-        require_within(self, 0, "autoguidance_scale", highest=LARGEST_SCALE)
-        require_within(self, 0, "ema_decay", "beta_start", "beta_end", "guide_at", highest=1)
+        require_within(self, 0, "autoguidance_scale", "guidance_scale", highest=LARGEST_SCALE)
+        require_within(self, 0, "condition_dropout", "ema_decay", "beta_start", "beta_end", "guide_at", highest=1)
         require_within(self, 1, "num_inference_steps", highest=NUM_TRAIN_TIMESTEPS)
         require_within(self, 1, "function_images", "function_networks")
         names = [scheduler.__name__ for scheduler in SCHEDULERS]
