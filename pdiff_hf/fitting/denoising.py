@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from diffusers import DDPMScheduler
 
+from ..loops import fingerprint
 from ..targets.conditions import Conditions
 from .function_matching import FunctionMatching
 from .settings import NUM_TRAIN_TIMESTEPS, DenoiserSettings
@@ -19,6 +20,10 @@ class ZooConditions:
 
     meaning: Conditions
     splits: Mapping[str, torch.Tensor]
+
+    def fingerprint(self) -> str:
+        """Returns 16 hexadecimal digits that differ if any condition does."""
+        return fingerprint(self.splits.values())
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns what conditions are standardized with, mean and standard deviation, `(c,)`: bits become -1 and 1."""

@@ -156,6 +156,11 @@ class DenoiserSettings(ComponentSettings):
         """Whether training or validation images are of use."""
         return bool(self.function_weight or self.guide_at)
 
+    def used(self, is_conditional: bool) -> dict[str, Any]:
+        """Returns the settings by name, those of conditions only for a zoo that has some."""
+        unused = () if is_conditional else ("condition_dropout", "guidance_scale")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_within(self, 0, "latent_smoothing")
