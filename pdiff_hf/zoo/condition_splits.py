@@ -70,7 +70,7 @@ def require_apart(given: Mapping[str, torch.Tensor], conditions: Conditions) -> 
             relation = ", whose complement is the same task with exchanged outputs," if is_complement else ""
             raise CheckpointsError(
                 f"Whole conditions must be held out, but the {split} split has {conditions.describe(first)}{relation} "
-                f"and the {other} split {conditions.describe(second)} ({len(same)} pairs in all); move all rows of "
+                f"and the {other} split {conditions.describe(second)} (such pairs: {len(same)}); move all rows of "
                 "a task to one split."
             )
 

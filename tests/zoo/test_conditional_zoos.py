@@ -19,10 +19,13 @@ from pdiff_hf import (
     CheckpointsError,
     ConditionError,
     Conditions,
+    TensorData,
+    TensorSplit,
     append_checkpoints,
     load_checkpoints,
     merge_checkpoints,
 )
+from pdiff_hf.evaluation.evaluator import evaluate
 
 PETS = Conditions("bits", ("cat", "dog", "fox", "owl"), complement=True)
 MEMBERS = {"train": [["cat"], ["dog"]], "validation": [["fox"]], "test": [["cat", "dog"]]}
@@ -123,6 +126,15 @@ def test_a_held_out_condition_or_its_complement_in_another_split_is_refused(pets
 
     with pytest.raises(CheckpointsError, match=f"the {leaking} {sentence}"):
         pets.save(tmp_path / "zoo")
+
+
+def test_an_evaluation_refuses_a_zoo_that_leaks(tiny_pipeline, tiny_checkpoints, random_images):
+    images = random_images(tiny_checkpoints.target_model, 4)
+    split = TensorSplit(images, torch.arange(4))
+    leaking = with_conditions(tiny_checkpoints, PETS, {**MEMBERS, "test": [["cat"]]})
+
+    with pytest.raises(CheckpointsError, match=r"train split has \{cat\} and the test split \{cat\}"):
+        evaluate(tiny_pipeline, leaking, TensorData(split, split, split, list("0123456789")))
 
 
 def test_a_complement_that_is_another_task_may_be_held_out(tiny_checkpoints, tmp_path):
