@@ -25,11 +25,14 @@ from pdiff_hf import (
     load_recipe,
     network_logits,
 )
+from pdiff_hf.fitting.autoencoder import fit_autoencoder
 from pdiff_hf.fitting.conditional_zoo import pool_images, prepare_zoo
 from pdiff_hf.fitting.denoising import ZooConditions, draw_batch
 from pdiff_hf.fitting.guidance import CONDITIONAL_SCALES
+from pdiff_hf.fitting.pipeline import fit_pipeline
 from pdiff_hf.fitting.settings import RecipeError
-from pdiff_hf.loops import seeded
+from pdiff_hf.loops import IdentityError, seeded
+from pdiff_hf.settings import RunSettings
 from pdiff_hf.targets.conditions import Conditions
 from pdiff_hf.zoo.tasks import Subsets, make_tasks
 
@@ -247,3 +250,34 @@ def test_the_scripts_fit_a_conditional_zoo(zoo, tmp_path: Path, capsys):
     assert len(pipe.metrics["generator"]["guidance"]) == len(CONDITIONAL_SCALES)
     assert "The dispersion R of 16 drawn networks is" in capsys.readouterr().out
     assert "for each condition, 10 numbers (bits)" in (tmp_path / "pipeline/README.md").read_text()
+
+
+class Interruption(Exception):
+    """Stands for a killed process."""
+
+
+def test_a_fit_resumes_with_the_same_conditions_alone(zoo, recipe, tmp_path: Path, monkeypatch):
+    settings = RunSettings(output_dir=str(tmp_path / "pipeline"), checkpointing_steps=6)
+    again = dataclasses.replace(settings, resume_from_checkpoint="latest")
+    autoencoder = fit_autoencoder(zoo, recipe.autoencoder)
+    stage = {"settings": {}, "seconds": 0.0}
+    whole = fit_pipeline(zoo, autoencoder, stage, recipe.denoiser)
+    original, made = torch.optim.AdamW.step, []
+
+    def step(*args, **kwargs):
+        made.append(1)
+        if len(made) == 15:
+            raise Interruption
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(Interruption):
+        fit_pipeline(zoo, autoencoder, stage, recipe.denoiser, settings)
+    monkeypatch.undo()
+
+    other = dataclasses.replace(zoo, splits={"train": zoo.zoo.rows(slice(None))})
+    other.zoo.condition = [other.zoo.condition[-1]] * len(other.zoo)
+    with pytest.raises(IdentityError, match=r"belongs to a training with \{'conditions'"):
+        fit_pipeline(other, autoencoder, stage, recipe.denoiser, again)
+    resumed = fit_pipeline(zoo, autoencoder, stage, recipe.denoiser, again)
+    assert all(map(torch.equal, whole.denoiser.parameters(), resumed.denoiser.parameters()))
