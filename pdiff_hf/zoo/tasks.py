@@ -33,11 +33,6 @@ class Tasks(Protocol):
     conditions: Conditions
     label_names: list[str]
 
-    @property
-    def num_labels(self) -> int:
-        """How many outputs the networks have."""
-        return len(self.label_names)
-
     def draw(self, counts: Counts, seed: int) -> dict[str, torch.Tensor]:
         """Returns different conditions `(k, c)` float32 for each split, k as `counts` states."""
 

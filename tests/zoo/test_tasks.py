@@ -49,7 +49,7 @@ def test_a_subset_has_its_classes_inside(digits):
     assert same is inputs
     assert torch.equal(labels == 1, (digits.test.labels == 3) | (digits.test.labels == 7))
     assert labels.dtype == torch.long
-    assert tasks.num_labels == 2
+    assert len(tasks.label_names) == 2
 
 
 def test_a_prior_has_its_frequencies(digits):
