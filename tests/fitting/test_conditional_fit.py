@@ -34,7 +34,8 @@ from pdiff_hf.fitting.settings import RecipeError
 from pdiff_hf.loops import IdentityError, seeded
 from pdiff_hf.settings import RunSettings
 from pdiff_hf.targets.conditions import Conditions
-from pdiff_hf.zoo.tasks import Subsets, make_tasks
+from pdiff_hf.zoo.settings import load_target
+from pdiff_hf.zoo.tasks import TASKS, Subsets, make_tasks
 
 STEPS = 24
 DIGITS = [str(digit) for digit in range(10)]
@@ -130,6 +131,31 @@ def test_a_zoo_of_unknown_tasks_is_guided_as_the_recipe_says(zoo, recipe, images
     assert (pipe.config.default_guidance_scale, pipe.config.default_autoguidance_scale) == (1.5, 0.25)
     named = fit(without_tasks(zoo), recipe, images, tasks=Subsets(DIGITS))
     assert len(named.metrics["generator"]["guidance"]) == len(CONDITIONAL_SCALES)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_family_of_tasks_is_fitted_and_drawn_for(name, images, tiny_recipe):
+    settings = MultiRunSettings(
+        image_size=8,
+        model_type="pdiff_mlp",
+        model_config='{"hidden_sizes": [4]}',
+        subset=["full"],
+        target_train_steps=2,
+        tasks=name,
+        num_tasks=4,
+        num_validation_tasks=2,
+        num_test_tasks=0,
+        runs_per_task=2,
+    )
+    zoo = collect_runs(images, load_target(settings, images), settings)
+    guided = dataclasses.replace(tiny_recipe.denoiser, guide_at=0.5)
+
+    pipe = fit(zoo, Recipe(tiny_recipe.autoencoder, guided), images)
+
+    assert len(pipe.metrics["generator"]["guidance"]) == len(CONDITIONAL_SCALES)
+    out = pipe(3, condition=zoo.splits["validation"].condition[0])
+    assert (out.condition_distance > 0).all()
+    assert out.logits(images.inputs(images.validation)).shape[0] == 3
 
 
 def test_networks_for_a_condition_are_like_those_of_that_condition(tiny_checkpoints, tiny_recipe):
