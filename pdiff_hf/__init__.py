@@ -40,6 +40,8 @@ from .pipelines.pipeline_output import PDiffPipelineOutput as PDiffPipelineOutpu
 from .pipelines.pipeline_pdiff import PDiffPipeline as PDiffPipeline
 from .targets.adapters import AdaptedModel as AdaptedModel
 from .targets.building import build_network as build_network
+from .targets.conditions import ConditionError as ConditionError
+from .targets.conditions import Conditions as Conditions
 from .targets.inference import network_logits as network_logits
 from .targets.inference import network_predictions as network_predictions
 from .targets.loading import AnyTargetModel as AnyTargetModel

@@ -24,7 +24,7 @@ from .settings import OptimizationSettings, RunSettings
 # Independent streams of the randomness of a seed and a step, by what is drawn; those of one training differ. Another
 # number would change what every seed draws.
 STREAMS = {"batches": 0, "noise": 1, "trajectory": 1, "order": 0, "augmentation": 1, "runs": 2, "references": 3}
-STREAMS |= {"functions": 2}
+STREAMS |= {"functions": 2, "conditions": 4}
 
 IDENTITY = "identity.json"  # of a saved state: the settings and data that it belongs to
 

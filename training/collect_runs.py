@@ -9,15 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pdiff_hf.settings import run_script
+from pdiff_hf.zoo.collection_scripts import clearing_diverged, start_collection, summarize_zoo
 from pdiff_hf.zoo.runs import collect_runs
-from pdiff_hf.zoo.settings import (
-    MultiRunSettings,
-    clearing_diverged,
-    load_images_of,
-    load_target,
-    start_collection,
-    summarize_zoo,
-)
+from pdiff_hf.zoo.settings import MultiRunSettings, load_images_of, load_target
 
 
 def main(argv: Sequence[str] | None = None) -> None:

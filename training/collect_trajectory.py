@@ -8,14 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pdiff_hf.settings import run_script
-from pdiff_hf.zoo.settings import (
-    TrajectorySettings,
-    clearing_diverged,
-    load_images_of,
-    load_target,
-    start_collection,
-    summarize_zoo,
-)
+from pdiff_hf.zoo.collection_scripts import clearing_diverged, start_collection, summarize_zoo
+from pdiff_hf.zoo.settings import TrajectorySettings, load_images_of, load_target
 from pdiff_hf.zoo.trajectory import collect
 
 

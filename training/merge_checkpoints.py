@@ -13,8 +13,8 @@ from transformers import HfArgumentParser
 from pdiff_hf.folders import require_writable_folder
 from pdiff_hf.settings import run_script, setting
 from pdiff_hf.zoo.checkpoints import load_checkpoints
+from pdiff_hf.zoo.collection_scripts import summarize_zoo
 from pdiff_hf.zoo.merging import merge_checkpoints
-from pdiff_hf.zoo.settings import summarize_zoo
 
 
 @dataclass

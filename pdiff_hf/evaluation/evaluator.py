@@ -14,6 +14,7 @@ from ..targets.inference import network_logits, network_predictions
 from ..targets.processing_parameters import NonFiniteParametersError
 from ..targets.task import classification, task_of
 from ..zoo.checkpoints import Checkpoints, CheckpointSplit
+from ..zoo.condition_splits import require_held_out
 from .audit import Audit, Auditor
 from .evaluated import EvaluatedSet
 from .evidence import NotAssessable
@@ -71,10 +72,12 @@ def evaluate(
         drop_broken: Leave out samples that are not finite, and count them as broken.
 
     Raises:
+        CheckpointsError: If two splits of the checkpoints have a condition in common.
         LayoutError: If the checkpoints are of another layout than the pipeline's.
         NonFiniteParametersError: If a sample is not finite, without `drop_broken`.
     """
     # 1. Draw the samples.
+    require_held_out(checkpoints.splits, checkpoints.conditions)
     zoo = checkpoints.zoo
     pipe.processor.check(zoo.parameters)
     started = time.perf_counter()

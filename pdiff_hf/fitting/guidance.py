@@ -1,8 +1,9 @@
-"""How far samples are guided away from the guide: chosen on validation checkpoints and images, never on test ones."""
+"""How far samples are guided: chosen on validation checkpoints and images, never on test ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 
@@ -11,9 +12,13 @@ from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..targets.inference import network_logits, network_predictions
 from ..targets.symmetries import Symmetries
 from ..targets.task import task_of
+from ..zoo.tasks import Tasks
 
-SCALES = (0.0, 0.25, 0.5, 1.0)  # that are tried
+SCALES = (0.0, 0.25, 0.5, 1.0)  # of autoguidance that are tried
+# With conditions: those of classifier-free guidance and of autoguidance.
+CONDITIONAL_SCALES = ((1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (1.5, 0.0), (2.0, 0.0), (1.5, 0.5))
 NUM_DRAWN = 100  # networks drawn with each
+NUM_CONDITIONS, DRAWN_EACH = 24, 8  # with conditions: validation conditions at most, networks drawn for each
 LARGEST_Z = 2.0  # of the distance to the zoo: as far as validation checkpoints, up to chance
 REFERENCE_ROWS = 500  # of the zoo, whose aligned mean all vectors are aligned to
 NEAREST = 10  # zoo members, by the distance after this alignment, to which distances are exact
@@ -48,10 +53,59 @@ def choose_autoguidance(
         generator = torch.Generator().manual_seed(seed)
         parameters = pipe(NUM_DRAWN, generator=generator, autoguidance_scale=scale, output_type="pt")[0]
         predicted, _ = network_predictions(pipe.target_model, pipe.processor, parameters, inputs, labels)
-        scores = task.score(predicted, labels)
-        measured = {"score": scores.mean().item(), "score_error": (scores.std() / len(scores) ** 0.5).item()}
-        tried.append({"scale": scale, **measured, **compare(parameters)})
+        tried.append({"scale": scale, **_mean(task.score(predicted, labels)), **compare(parameters)})
     return best_tried(tried)["scale"], tried
+
+
+def choose_scales(
+    pipe: PDiffPipeline,
+    symmetries: Symmetries | None,
+    networks: dict[str, torch.Tensor],
+    images: LabeledData,
+    seed: int,
+    tasks: Tasks,
+    conditions: torch.Tensor,
+) -> tuple[Tried, list[Tried]]:
+    """Returns both scales of a conditional pipeline, and what was measured of all that were tried.
+
+    They are chosen as `choose_autoguidance` does, by the mean score of networks that are drawn for validation
+    conditions, on the validation images of their tasks; distances are to the zoo as a whole. Without a guide, or
+    symmetries to measure distances by, what depends on them is left out.
+
+    Args:
+        pipe: A conditional pipeline.
+        symmetries: Of the network, if they are known.
+        networks: Canonical vectors of the splits `train` and `validation`, `(n, D)`.
+        images: Whose validation split is used.
+        seed: Decides the samples.
+        tasks: Make the images and labels of a task.
+        conditions: Those of the validation split, `(m, c)`.
+    """
+    task, inputs = task_of(pipe.target_model.config), cast(torch.Tensor, images.inputs(images.validation))
+    conditions = conditions.unique(dim=0)
+    conditions = conditions[torch.linspace(0, len(conditions) - 1, min(len(conditions), NUM_CONDITIONS)).long()]
+    compare, tried = None if symmetries is None else _Comparison(pipe, symmetries, networks), []
+    for guidance_scale, autoguidance_scale in CONDITIONAL_SCALES:
+        if autoguidance_scale and pipe.guide is None:
+            continue
+        scales = {"guidance_scale": guidance_scale, "autoguidance_scale": autoguidance_scale}
+        asked: dict[str, Any] = {**scales, "condition": conditions.repeat_interleave(DRAWN_EACH, 0)}
+        generator = torch.Generator().manual_seed(seed)
+        parameters = pipe(len(asked["condition"]), generator=generator, output_type="pt", **asked)[0]
+        scores = []
+        for condition, drawn in zip(conditions, parameters.split(DRAWN_EACH), strict=True):
+            own, labels = tasks.examples(inputs, images.validation.labels, condition)
+            predicted, _ = network_predictions(pipe.target_model, pipe.processor, drawn, own, labels)
+            scores.append(task.score(predicted, labels).mean().item())
+        measured = {} if compare is None else compare(parameters)
+        tried.append({**scales, **_mean(torch.tensor(scores)), **measured})
+    best = best_tried(tried)
+    return {name: best[name] for name in ("guidance_scale", "autoguidance_scale")}, tried
+
+
+def _mean(scores: torch.Tensor) -> Tried:
+    """The mean of scores `(n,)` and its standard error."""
+    return {"score": scores.mean().item(), "score_error": (scores.std() / len(scores) ** 0.5).item()}
 
 
 def best_tried(tried: Sequence[Tried]) -> Tried:
@@ -67,23 +121,28 @@ class _Comparison:
     """Z_U of distances to the zoo, in weights modulo symmetries and in function, against validation checkpoints."""
 
     def __init__(
-        self, pipe: PDiffPipeline, symmetries: Symmetries, networks: dict[str, torch.Tensor], inputs: Inputs
+        self,
+        pipe: PDiffPipeline,
+        symmetries: Symmetries,
+        networks: dict[str, torch.Tensor],
+        inputs: Inputs | None = None,
     ) -> None:
-        self.pipe, self.symmetries = pipe, symmetries
-        self.inputs = take_inputs(inputs, slice(COMPARED_IMAGES))
+        self.pipe, self.symmetries, self.inputs = pipe, symmetries, inputs
         zoo, real = networks["train"], networks["validation"]
         _, self.mean = symmetries.align_to_mean(zoo[:REFERENCE_ROWS], rounds=2)
-        self.zoo, self.functions = symmetries.align(zoo, self.mean), self._functions(zoo[:COMPARED_ROWS])
-        self.real, self.real_functions = self._distances(real), self._function_distances(real)
+        self.zoo = symmetries.align(zoo, self.mean)
+        self.real = self._distances(real)
+        if inputs is not None:
+            self.inputs = take_inputs(inputs, slice(COMPARED_IMAGES))
+            self.functions = self._functions(zoo[:COMPARED_ROWS])
+            self.real_functions = self._function_distances(real)
 
     def __call__(self, parameters: torch.Tensor) -> Tried:
-        """Returns both statistics of vectors `(n, D)`."""
-        distances = self._distances(self.symmetries.canonicalize(parameters))
-        functions = self._function_distances(parameters)
-        return {
-            "z": rank_statistic(distances, self.real),
-            "z_function": rank_statistic(functions, self.real_functions),
-        }
+        """Returns the statistics of vectors `(n, D)`, that of functions if there are inputs to compare them on."""
+        measured = {"z": rank_statistic(self._distances(self.symmetries.canonicalize(parameters)), self.real)}
+        if self.inputs is not None:
+            measured["z_function"] = rank_statistic(self._function_distances(parameters), self.real_functions)
+        return measured
 
     def _distances(self, vectors: torch.Tensor) -> torch.Tensor:
         """Distances `(n,)` of canonical vectors to the nearest member of the zoo, modulo symmetries."""
@@ -96,7 +155,7 @@ class _Comparison:
 
     def _functions(self, vectors: torch.Tensor) -> torch.Tensor:
         """What the networks answer, `(n, images * outputs)`."""
-        logits = network_logits(self.pipe.target_model, self.pipe.processor, vectors, self.inputs)
+        logits = network_logits(self.pipe.target_model, self.pipe.processor, vectors, cast(Inputs, self.inputs))
         return task_of(self.pipe.target_model.config).answers(logits).flatten(1)
 
 

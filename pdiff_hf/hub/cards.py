@@ -37,6 +37,7 @@ def write_checkpoints_card(
     checkpoints: Any,  # Checkpoints
     score_name: str,
     features: Sequence[dict[str, Any]],  # the columns, as `datasets` writes them into a card
+    conditions: Mapping[str, Any] | None,  # what its rows were made for, if for anything
 ) -> None:
     """Writes the README.md of a checkpoints dataset into its folder."""
     splits, processor, collection = checkpoints.splits, checkpoints.processor, checkpoints.collection
@@ -62,6 +63,7 @@ def write_checkpoints_card(
         rows=[_split_row(name, rows) for name, rows in filled.items()],
         settings=settings | {"dataset_name": published_name(settings["dataset_name"])} if settings else None,
         runs=collection.get("runs"),
+        conditions=conditions,
         run_count=len({run for rows in filled.values() for run in rows.run}),
         costs={name.removesuffix("_seconds"): f"{value:.1f}" for name, value in collection.get("costs", {}).items()},
         hardware=collection.get("hardware"),

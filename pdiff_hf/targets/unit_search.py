@@ -63,7 +63,7 @@ class UnitSearch:
             if own and (isinstance(module, READERS) or _is_pointwise(module)):
                 complete = all(generated.get(n) == tuple(p.shape) for n, p in own.items())
                 self.tensors[name] = tuple(own) if complete else ()
-        self.given, self.random = parameters, _random_weights(processor)
+        self.given, self.random = parameters, random_weights(processor)
         self.expected = self.run(parameters)[1]
         self.calls, self.logits = self.run(self.random)
 
@@ -239,7 +239,7 @@ def _is_pointwise(module: nn.Module) -> bool:
     return "weight" in own and set(own) <= {"weight", "bias"} and all(p.ndim for p in own.values())
 
 
-def _random_weights(processor: ParameterProcessor) -> torch.Tensor:
+def random_weights(processor: ParameterProcessor) -> torch.Tensor:
     """Returns a vector `(D,)` of weights that keep the size of activations, positive norm weights and any biases."""
     generator, pieces = torch.Generator().manual_seed(0), []
     for name, shape, size in zip(processor.names, processor.shapes, processor.sizes, strict=True):

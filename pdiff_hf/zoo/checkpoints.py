@@ -18,9 +18,11 @@ from ..hub.files import RepositoryFiles
 from ..hub.safety import broken_files, own_files, read_json
 from ..hub.sharing import share
 from ..targets.building import build_network
+from ..targets.conditions import ConditionError, Conditions
 from ..targets.loading import load_network
 from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import task_of
+from .condition_splits import conditions_of_splits, describe_conditions, require_held_out
 from .parquet import CheckpointsError, checkpoint_features, join_columns, read_shards, write_shards
 
 SPLITS = ("train", "validation", "test")
@@ -117,6 +119,11 @@ class Checkpoints:
         """The split that generators learn from."""
         return self.splits["train"]
 
+    @property
+    def conditions(self) -> Conditions | None:
+        """What the numbers of column `condition` mean; None of a zoo without, `CheckpointsError` if damaged."""
+        return _read_conditions(self.collection)
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the dataset atomically: parquet shards for `datasets.load_dataset`, layout, target and provenance.
 
@@ -124,7 +131,8 @@ class Checkpoints:
         no single training network.
 
         Raises:
-            CheckpointsError: If the zoo is empty, or a column holds values of several types.
+            CheckpointsError: If the zoo is empty, a column holds values of several types, or two splits have a
+                condition in common; see `require_held_out`.
             NonFiniteParametersError, LayoutError: If a vector is not finite or does not fit the layout.
             UnwritableFolderError: If the folder cannot be written.
         """
@@ -132,9 +140,12 @@ class Checkpoints:
             raise CheckpointsError("There are no checkpoints to save: the train split is empty.")
         for zoo in self.splits.values():
             self.processor.check(zoo.parameters)
+        conditions = self.conditions
+        require_held_out(self.splits, conditions)
         filled = {split: zoo for split, zoo in self.splits.items() if len(zoo)}
         columns = join_columns((len(zoo), zoo.columns) for zoo in filled.values())
-        features = checkpoint_features(self.processor.parameter_dim, columns)
+        condition_dim = None if conditions is None else conditions.dim
+        features = checkpoint_features(self.processor.parameter_dim, columns, condition_dim)
         average = build_network(self.target_model, self.processor, self.zoo.parameters.mean(0))
         with replace_folder(folder) as temporary:
             (temporary / "data").mkdir()
@@ -147,7 +158,8 @@ class Checkpoints:
             write_json(temporary / "collection.json", {"format_version": FORMAT_VERSION, **self.collection})
             if not has_own_card(folder):
                 score_name = task_of(self.target_model.config).score_name
-                write_checkpoints_card(temporary, self, score_name, features._to_yaml_list())
+                about = describe_conditions(filled, conditions)
+                write_checkpoints_card(temporary, self, score_name, features._to_yaml_list(), about)
 
     def push_to_hub(
         self,
@@ -206,16 +218,25 @@ def load_checkpoints(
         )
     with broken_files(f"The layout in {str(folder)!r}"):
         processor = ParameterProcessor.from_config(read_json(folder / "processor_config.json"))
-    splits = {}
+    splits, conditions = {}, _read_conditions(collection)
     for split in SPLITS:
-        parameters, columns = read_shards(folder, split, processor)
+        parameters, columns = read_shards(folder, split, processor, None if conditions is None else conditions.dim)
         splits[split] = CheckpointSplit(parameters, **columns)
+    conditions_of_splits(splits, conditions)
     if not len(splits["train"]):
         raise CheckpointsError(f"The train split of {name!r} holds no checkpoints.")
     if target_model is None:
         target_model = load_network(folder / "target_model")
     preprocessing = _read_mapping(folder / "preprocessor_config.json")
     return Checkpoints(splits, processor, target_model.eval(), preprocessing, collection)
+
+
+def _read_conditions(collection: dict[str, Any]) -> Conditions | None:
+    content = collection.get("conditions")
+    try:
+        return None if content is None else Conditions.from_dict(content)
+    except ConditionError as error:
+        raise CheckpointsError(f"What the conditions of the zoo mean is damaged in its collection. {error}") from error
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""Whether data fit a network: their channels and their labels."""
+"""Whether data and runs fit a network: channels, labels, and statistics that its runs would share."""
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data.images import ImageData
 from ..data.inputs import LabeledData, require_labels
+from ..targets.processing_parameters import ParameterProcessor
 from ..targets.task import Task, classification, require_logits, task_of
 
 
@@ -35,3 +37,20 @@ def task_on(model: PreTrainedModel, data: LabeledData) -> Task:
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     require_labels({name: split.labels for name, split in splits.items()}, len(data.label_names))
     return task
+
+
+def require_shared_statistics(model: PreTrainedModel, processor: ParameterProcessor) -> None:
+    """Raises a ValueError if generated tensors feed BatchNorms: each run then needs running statistics of its own."""
+    owners = {name.rpartition(".")[0] for name in processor.names}
+    fed, reached = [], False
+    for name, module in model.named_modules():  # in the order of the forward pass, as far as modules have one
+        if reached and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            fed.append(name)
+        reached = reached or name in owners
+    if fed:
+        raise ValueError(
+            f"Generated tensors feed BatchNorms of {type(model).__name__} ({', '.join(fed)}): runs from initial "
+            "weights of their own would need running statistics of their own, which are no part of a vector. Share "
+            "those of one network (--trunk_steps 300, or --shared_initialization with --model_name_or_path), or take "
+            'a network without BatchNorm (a pdiff_convnet with --model_config \'{"normalization": "layer"}\').'
+        )

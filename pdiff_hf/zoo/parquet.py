@@ -30,7 +30,6 @@ REQUIRED_COLUMNS = {"run": datasets.Value("string"), "step": datasets.Value("int
 OPTIONAL_COLUMNS = {
     "validation_score": datasets.Value("float32"),
     "validation_loss": datasets.Value("float32"),
-    "condition": datasets.List(datasets.Value("float32")),
 }
 COLUMNS = REQUIRED_COLUMNS | OPTIONAL_COLUMNS
 FORMER_NAMES = {"validation_accuracy": "validation_score"}  # of columns in datasets of format version 1
@@ -57,11 +56,19 @@ def join_columns(parts: Iterable[tuple[int, Mapping[str, list]]]) -> dict[str, l
     }
 
 
-def checkpoint_features(parameter_dim: int, columns: Mapping[str, list]) -> datasets.Features:
-    """Returns the columns of a checkpoints dataset with their types, of unknown ones by their values."""
-    unknown = {name: _to_arrow(name, values).type for name, values in columns.items() if name not in COLUMNS}
+def checkpoint_features(
+    parameter_dim: int, columns: Mapping[str, list], condition_dim: int | None = None
+) -> datasets.Features:
+    """Returns the columns of a checkpoints dataset with their types, of unknown ones by their values.
+
+    `condition_dim` is the length of the vectors in column `condition`, None of a zoo without conditions.
+    """
+    known = dict(COLUMNS)
+    if condition_dim is not None:
+        known["condition"] = datasets.List(datasets.Value("float32"), length=condition_dim)
+    unknown = {name: _to_arrow(name, values).type for name, values in columns.items() if name not in known}
     features = {"parameters": datasets.List(datasets.Value("float32"), length=parameter_dim)}
-    features |= {name: COLUMNS[name] for name in columns if name in COLUMNS}
+    features |= {name: known[name] for name in columns if name in known}
     return datasets.Features(features | datasets.Features.from_arrow_schema(pa.schema(unknown)))
 
 
@@ -103,8 +110,13 @@ def write_shards(
         )
 
 
-def read_shards(folder: Path, split: str, processor: ParameterProcessor) -> tuple[torch.Tensor, dict[str, list]]:
-    """Reads one split: its finite vectors `(n, D)` float32 and the other columns; `CheckpointsError` if damaged."""
+def read_shards(
+    folder: Path, split: str, processor: ParameterProcessor, condition_dim: int | None = None
+) -> tuple[torch.Tensor, dict[str, list]]:
+    """Reads one split: its finite vectors `(n, D)` float32 and the other columns; `CheckpointsError` if damaged.
+
+    With `condition_dim` each row must have a condition of so many numbers.
+    """
     shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
     numbered = re.fullmatch(r".*-of-(\d+)", shards[0].stem) if shards else None
     expected = int(numbered[1]) if numbered else 0
@@ -112,7 +124,8 @@ def read_shards(folder: Path, split: str, processor: ParameterProcessor) -> tupl
         raise CheckpointsError(f"{str(folder)!r} has {len(shards)} of the {expected} shards of its {split} split.")
     if processor.parameter_dim >= 2**31:
         raise CheckpointsError(f"No row holds the {processor.parameter_dim} numbers of the layout in {str(folder)!r}.")
-    required = checkpoint_features(processor.parameter_dim, {name: [] for name in REQUIRED_COLUMNS}).arrow_schema
+    names = [*REQUIRED_COLUMNS, *(() if condition_dim is None else ("condition",))]
+    required = checkpoint_features(processor.parameter_dim, {name: [] for name in names}, condition_dim).arrow_schema
     counts = [_count_rows(shard, required, 4 * processor.parameter_dim) for shard in shards]
     parameters = torch.empty(sum(counts), processor.parameter_dim)
     tables = [_read_into(rows, shard) for rows, shard in zip(parameters.split(counts), shards, strict=True)]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..targets.adapters import as_target
+from ..targets.conditions import Conditions
 from ..targets.subsets import make_processor
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit
 from .parquet import CheckpointsError
@@ -37,14 +38,19 @@ class CheckpointRecorder:
         allow_moving_trunk: Whether tensors outside the subset may change between two records, or fnmatch patterns of
             those that may. All rows are saved with the trunk as it is at the end, so that rows recorded with another
             one become networks that never existed.
+        conditions: What the conditions mean that runs are made for, if they are: each record then has one.
     """
 
     def __init__(
-        self, model: nn.Module, subset: str | Sequence[str], allow_moving_trunk: bool | Sequence[str] = False
+        self,
+        model: nn.Module,
+        subset: str | Sequence[str],
+        allow_moving_trunk: bool | Sequence[str] = False,
+        conditions: Conditions | None = None,
     ) -> None:
         self.model = as_target(model)
         self.is_distributed = any(isinstance(module, DistributedDataParallel) for module in model.modules())
-        self.processor = make_processor(self.model, subset)
+        self.processor, self.conditions = make_processor(self.model, subset), conditions
         self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         patterns = {True: ["*"], False: []}
         self.may_move = patterns[allow_moving_trunk] if isinstance(allow_moving_trunk, bool) else allow_moving_trunk
@@ -67,19 +73,33 @@ class CheckpointRecorder:
             parameter.requires_grad_(False)
         return frozen
 
-    def record(self, step: int, split: str = "train", run: str = "run-0", seed: int = 0) -> None:
+    def record(
+        self, step: int, split: str = "train", run: str = "run-0", seed: int = 0, condition: Any = None
+    ) -> None:
         """Keeps a copy of the subset as it stands, as `step` of the independent training `run`.
 
+        Args:
+            condition: What the run was made for, if runs have conditions: numbers, or the names of bits that are 1.
+
         Raises:
-            CheckpointsError: If there is no such split, or the trunk has changed since the first record.
+            CheckpointsError: If there is no such split, the trunk has changed since the first record, or a condition
+                is missing or given to a recorder that does not know what it means.
+            ConditionError: If it is none of those; see `Conditions.vectors`.
             NonFiniteParametersError: If the training has diverged.
         """
         if split not in SPLITS:
             raise CheckpointsError(f"There is no split {split!r}; a checkpoint belongs to one of {list(SPLITS)}.")
+        if (condition is None) != (self.conditions is None):
+            raise CheckpointsError(
+                "The recorder was made with conditions: pass that of the run, record(step, condition=…)."
+                if condition is None
+                else "A condition was given, but not what it means: CheckpointRecorder(…, conditions=Conditions(…))."
+            )
+        own = {} if self.conditions is None else {"condition": self.conditions.vectors(condition, 1)[0].tolist()}
         state_dict = self.model.state_dict()
         vector = self.processor.flatten(state_dict).cpu()
         self._check_trunk(state_dict)
-        self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed})
+        self.rows[split].append({"parameters": vector, "run": run, "step": step, "seed": seed, **own})
 
     def follow(self, model: nn.Module) -> None:
         """Records another network from now on, such as that of a further run; `LayoutError` if it does not fit."""
@@ -98,14 +118,18 @@ class CheckpointRecorder:
         self, preprocessing: dict[str, Any] | None = None, collection: dict[str, Any] | None = None
     ) -> Checkpoints:
         """Returns what was recorded, without a copy of the vectors; see `Checkpoints` for the arguments."""
-        splits = {}
+        splits, names = {}, ["run", "step", "seed"]
+        collection = dict(collection or {})
+        if self.conditions is not None:
+            names.append("condition")
+            collection["conditions"] = self.conditions.to_dict()
         for split, rows in self.rows.items():
             parameters = torch.empty(len(rows), self.processor.parameter_dim)
             for i in reversed(range(len(rows))):  # the last first: only the end of the heap returns to the system
                 rows[i]["parameters"] = parameters[i].copy_(rows[i]["parameters"])
-            columns = {name: [row[name] for row in rows] for name in ("run", "step", "seed")}
+            columns = {name: [row[name] for row in rows] for name in names}
             splits[split] = CheckpointSplit(parameters, **columns)
-        return Checkpoints(splits, self.processor, self.model, preprocessing or {}, collection or {})
+        return Checkpoints(splits, self.processor, self.model, preprocessing or {}, collection)
 
     def _check_trunk(self, state_dict: Mapping[str, Any]) -> None:
         generated = {state_dict[name].data_ptr() for name in self.processor.names}  # under all names, if tied

@@ -8,36 +8,37 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..data.images import ImageData
 from ..hub.cards import describe_hardware
-from ..loops import finish_trackers, make_accelerator
+from ..loops import fingerprint, finish_trackers, make_accelerator
 from ..settings import RunSettings
 from ..targets.processing_parameters import NonFiniteParametersError, ParameterProcessor
 from ..targets.subsets import make_processor
 from ..targets.symmetries import Symmetries
 from .checkpoints import SPLITS, Checkpoints, CheckpointSplit
-from .fits import task_on
+from .fits import require_shared_statistics
 from .merging import read_shard
-from .run_groups import RunGroup, SavedGroups, initial_parameters, run_seed, train_group
+from .run_groups import Examples, RunGroup, SavedGroups, initial_parameters, run_seed, train_group
+from .run_tasks import RunTasks
 from .settings import (
     MultiRunSettings,
     augmentation_of,
     collection_identity,
+    settings_of,
     shared_names,
     target_optimization,
 )
+from .tasks import Tasks
 from .trajectory import train_network, validation_figures
 
 SYMMETRY_IMAGES = 16
@@ -46,7 +47,11 @@ REFERENCE_RUNS, ALIGNMENT_ROUNDS = 16, 4
 
 
 def collect_runs(
-    images: ImageData, model: PreTrainedModel, settings: MultiRunSettings, state: RunSettings | None = None
+    images: ImageData,
+    model: PreTrainedModel,
+    settings: MultiRunSettings,
+    state: RunSettings | None = None,
+    tasks: Tasks | None = None,
 ) -> Checkpoints:
     """Trains many networks of one architecture and returns their last checkpoints, the same in every process.
 
@@ -55,6 +60,9 @@ def collect_runs(
     so that the zoo does not depend on who computed what. Whole runs are held out: the first ones are the zoo, the next
     validation, the last test. All is trained in float32, the trunk in the same way as each run.
 
+    With tasks, every `runs_per_task` runs are for one of them, trained and measured on its own images and labels;
+    whole tasks are held out.
+
     A canonical form is taken modulo the symmetries that `Symmetries` finds: rescaled units balanced, then permuted
     toward the average of some further runs that are no part of the zoo; each process makes the same.
 
@@ -62,8 +70,10 @@ def collect_runs(
         images: Train images fit, validation images fill the columns `validation_score` and `validation_loss`.
         model: The target. It is trained in place for `trunk_steps`; fresh runs are built from its class and config.
         state: Where finished groups are saved, if anywhere.
+        tasks: Other tasks than a family of `TASKS`, which the settings name; `num_tasks` states how many.
 
     Raises:
+        ConditionError: If tasks, settings and network do not fit; see `RunTasks`.
         LayoutError: If the subset matches nothing.
         ValueError: If counts make no zoo, no groups or no shard, runs would need statistics of a BatchNorm of their
             own, a network that classifies gets labels that are values, or mixed precision was asked for.
@@ -75,30 +85,36 @@ def collect_runs(
     model.eval().requires_grad_(False)
     processor = make_processor(model, settings.subset)
     groups, recorded = _groups(settings), _recorded_steps(settings)
-    task_on(model, images)
-    _require_shared_statistics(model, processor, settings)
+    run_tasks = RunTasks(images, settings, tasks, model)
+    if not (settings.shared_initialization or settings.trunk_steps):
+        require_shared_statistics(model, processor)
     accelerator = make_accelerator(state, target_optimization(settings, settings.target_train_steps))
     _require_connected_float32(accelerator)
-    own = asdict(settings) | {"image_size": images.preprocessing.image_size}
+    own = settings_of(settings) | {"image_size": images.preprocessing.image_size}
     shared = {name: own.pop(name) for name in shared_names()}
     identity = {} if state is None else collection_identity(settings, images, model)
+    about_tasks = {}
+    if run_tasks.tasks is not None:
+        own["class_names"] = list(images.label_names)
+        about_tasks = {"conditions": run_tasks.tasks.conditions.to_dict()}
+        identity["conditions"] = fingerprint([run_tasks.conditions])
     saved = None if state is None else SavedGroups(state.beside("runs"), identity)
     accelerator.wait_for_everyone()  # no process saves a group before all have looked whether there are any
 
     started = time.perf_counter()
     _train_trunk(accelerator, images, model, settings, state, identity)
-    trainer = _Trainer(images, model, processor, settings, recorded)
+    trainer = _Trainer(images, run_tasks, model, processor, settings, recorded)
     costs = {"preparation_seconds": time.perf_counter() - started}
 
     gathered = _train_groups(accelerator, trainer, groups, saved)
     for name in gathered[0].seconds:
         costs[name] = sum(group.seconds[name] for group in gathered)
     return Checkpoints(
-        splits=_splits(gathered, settings, recorded),
+        splits=_splits(gathered, settings, recorded, run_tasks),
         processor=processor,
         target_model=model,
         preprocessing=images.preprocessing.to_dict(),
-        collection={"settings": shared, "runs": own, "costs": costs, "hardware": describe_hardware()},
+        collection={"settings": shared, "runs": own, "costs": costs, "hardware": describe_hardware()} | about_tasks,
     )
 
 
@@ -169,26 +185,6 @@ def _recorded_steps(settings: MultiRunSettings) -> list[int]:
     return steps
 
 
-def _require_shared_statistics(
-    model: PreTrainedModel, processor: ParameterProcessor, settings: MultiRunSettings
-) -> None:
-    if settings.shared_initialization or settings.trunk_steps:
-        return
-    owners = {name.rpartition(".")[0] for name in processor.names}
-    fed, reached = [], False
-    for name, module in model.named_modules():  # in the order of the forward pass, as far as modules have one
-        if reached and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            fed.append(name)
-        reached = reached or name in owners
-    if fed:
-        raise ValueError(
-            f"Generated tensors feed BatchNorms of {type(model).__name__} ({', '.join(fed)}): runs from initial "
-            "weights of their own would need running statistics of their own, which are no part of a vector. Share "
-            "those of one network (--trunk_steps 300, or --shared_initialization with --model_name_or_path), or take "
-            'a network without BatchNorm (a pdiff_convnet with --model_config \'{"normalization": "layer"}\').'
-        )
-
-
 def _train_trunk(
     accelerator: Accelerator,
     images: ImageData,
@@ -212,18 +208,17 @@ class _Trainer:
     def __init__(
         self,
         images: ImageData,
+        tasks: RunTasks,
         model: PreTrainedModel,
         processor: ParameterProcessor,
         settings: MultiRunSettings,
         recorded: list[int],
     ) -> None:
-        self.images, self.model, self.processor, self.seed = images, model, processor, settings.seed
+        self.tasks, self.model, self.processor, self.seed = tasks, model, processor, settings.seed
         self.train_group = partial(
             train_group,
             model,
             processor,
-            pixel_values=images.preprocessing(images.train.pixels.to(model.device)),
-            labels=images.train.labels.to(model.device),
             optimization=target_optimization(settings, settings.target_train_steps),
             recorded=recorded,
             augmentation=augmentation_of(settings),
@@ -232,7 +227,8 @@ class _Trainer:
         self.start = processor.flatten(model.state_dict()).cpu() if shared else None
         self.symmetries = None
         if settings.canonicalize:
-            others = self._checkpoints([run_seed(self.seed, i, "references") for i in range(REFERENCE_RUNS)])[:, -1]
+            seeds = [run_seed(self.seed, i, "references") for i in range(REFERENCE_RUNS)]
+            others = self._checkpoints(seeds, tasks.reference_examples(REFERENCE_RUNS))[:, -1]
             some = images.preprocessing(images.train.pixels[:SYMMETRY_IMAGES])
             self.symmetries = Symmetries(copy.deepcopy(model).cpu(), processor, others[0], some)
             others = self.symmetries.canonicalize(others)
@@ -241,7 +237,8 @@ class _Trainer:
     def train(self, members: list[int]) -> RunGroup:
         """Trains the runs of these numbers and measures their checkpoints on the validation images."""
         started = time.perf_counter()
-        parameters = self._checkpoints([run_seed(self.seed, run) for run in members])  # (n, k, D)
+        seeds = [run_seed(self.seed, run) for run in members]
+        parameters = self._checkpoints(seeds, self.tasks.training_examples(members))  # (n, k, D)
         diverged = [run for run, own in zip(members, parameters, strict=True) if not torch.isfinite(own).all()]
         if diverged:
             raise NonFiniteParametersError(
@@ -252,19 +249,27 @@ class _Trainer:
         if self.symmetries is not None:
             rows = self.symmetries.align(self.symmetries.canonicalize(rows), self.reference)
         trained = time.perf_counter()
-        figures = validation_figures(self.model, self.processor, rows, self.images)
+        figures: tuple[list[float], list[float]] = ([], [])
+        of_runs = iter(rows.view_as(parameters))
+        for count, examples in self.tasks.validation_examples(members):
+            own = torch.cat(list(islice(of_runs, count)))  # (count * k, D)
+            more = validation_figures(self.model, self.processor, own, *examples)
+            for values, added in zip(figures, more, strict=True):
+                values += added
         score, loss = (torch.tensor(values).view(len(members), -1) for values in figures)
         seconds = {"runs_seconds": trained - started, "validation_seconds": time.perf_counter() - trained}
         return RunGroup(members, rows.view_as(parameters), score, loss, seconds)
 
-    def _checkpoints(self, seeds: list[int]) -> torch.Tensor:
-        """Returns the checkpoints `(n, k, D)` of the runs with these seeds."""
+    def _checkpoints(self, seeds: list[int], examples: list[Examples]) -> torch.Tensor:
+        """Returns the checkpoints `(n, k, D)` of the runs with these seeds and examples."""
         if self.start is not None:
-            return self.train_group(self.start.expand(len(seeds), -1), seeds)
-        return self.train_group(initial_parameters(self.model, self.processor, seeds), seeds)
+            return self.train_group(self.start.expand(len(seeds), -1), seeds, examples)
+        return self.train_group(initial_parameters(self.model, self.processor, seeds), seeds, examples)
 
 
-def _splits(groups: Sequence[RunGroup], settings: MultiRunSettings, recorded: list[int]) -> dict[str, CheckpointSplit]:
+def _splits(
+    groups: Sequence[RunGroup], settings: MultiRunSettings, recorded: list[int], tasks: RunTasks
+) -> dict[str, CheckpointSplit]:
     """Whole runs into splits: the first ones are the zoo, the next validation, the last test."""
     numbers = [run for group in groups for run in group.runs for _ in recorded]  # ascending, one for each row
     everything = CheckpointSplit(
@@ -274,6 +279,7 @@ def _splits(groups: Sequence[RunGroup], settings: MultiRunSettings, recorded: li
         seed=[run_seed(settings.seed, run) for run in numbers],
         validation_score=torch.cat([group.validation_score.flatten() for group in groups]).tolist(),
         validation_loss=torch.cat([group.validation_loss.flatten() for group in groups]).tolist(),
+        condition=None if tasks.tasks is None else [tasks.condition(run) for run in numbers],
     )
     ends = (settings.num_runs, settings.num_runs + settings.num_validation_runs)
     bounds = [0, *(bisect_left(numbers, end) for end in ends), len(numbers)]

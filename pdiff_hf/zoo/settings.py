@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
-from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
-    HfArgumentParser,
     PreTrainedModel,
 )
 
@@ -25,15 +19,13 @@ from ..data.augmentation import augment
 from ..data.images import ImageData, load_images
 from ..data.named_datasets import DATASETS
 from ..data.preprocessing import IMAGE_SIZE, Preprocessing
-from ..folders import require_writable_folder
 from ..loops import fingerprint, seeded
-from ..settings import LARGEST_SEED, HubSettings, OptimizationSettings, RunSettings, require_within, setting
+from ..settings import LARGEST_SEED, OptimizationSettings, require_within, setting
 from ..targets.architectures import ARCHITECTURES, architecture_config
-from ..targets.processing_parameters import NonFiniteParametersError
-from ..targets.task import task_of
-from .checkpoints import Checkpoints
+from .checkpoints import SPLITS, Checkpoints
 from .fits import require_channels
-from .trained import in_order_of, load_trained, preprocessing_of, require_classes
+from .tasks import make_tasks
+from .trained import class_names, in_order_of, load_trained, preprocessing_of, require_classes
 
 
 @dataclass
@@ -117,23 +109,28 @@ class MultiRunSettings(CollectionSettings):
         None, "`i/n`: compute only the i-th of n parts; training/merge_checkpoints.py merges them."
     )
 
+    tasks: str | None = setting(
+        None, "Make a conditional zoo: `subsets` of the classes, class `priors`, or `angles` of rotated images."
+    )
+    num_tasks: int | None = setting(None, "Tasks to learn from; instead of --num_runs, N x --runs_per_task.")
+    num_validation_tasks: int = setting(16, "With tasks: those that choose settings.")
+    num_test_tasks: int = setting(24, "With tasks: held-out ones, read by the evaluation alone.")
+    runs_per_task: int = setting(16, "With tasks: independent runs for each.")
 
-Settings = TypeVar("Settings", bound=CollectionSettings)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_within(self, 1, "num_tasks", "runs_per_task")
+        require_within(self, 0, "num_validation_tasks", "num_test_tasks")
+        if self.num_tasks is not None:
+            counts = self.task_counts()
+            self.num_runs, self.num_validation_runs, self.num_test_runs = (
+                count * self.runs_per_task for count in counts.values()
+            )
 
-
-def start_collection(
-    kind: type[Settings], description: str | None, argv: Sequence[str] | None
-) -> tuple[RunSettings, HubSettings, Settings, Accelerator]:
-    """Parses the flags of a collecting script, and connects its processes, which may wait for each other for days.
-
-    Raises:
-        UnwritableFolderError: If the output folder cannot be written.
-    """
-    parser = HfArgumentParser((RunSettings, HubSettings, kind), description=description)
-    run, hub, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    require_writable_folder(run.output_dir)
-    timeout = InitProcessGroupKwargs(timeout=timedelta(days=2))
-    return run, hub, settings, Accelerator(mixed_precision=run.mixed_precision, kwargs_handlers=[timeout])
+    def task_counts(self) -> dict[str, int]:
+        """Returns how many tasks each split has."""
+        counts = (self.num_tasks or 0, self.num_validation_tasks, self.num_test_tasks)
+        return dict(zip(SPLITS, counts, strict=True))
 
 
 def collection_identity(settings: CollectionSettings, images: ImageData, model: PreTrainedModel) -> dict[str, Any]:
@@ -142,11 +139,21 @@ def collection_identity(settings: CollectionSettings, images: ImageData, model: 
     These are all settings but the shard, and fingerprints of what they name: the images, and the weights of a trained
     network. Initial weights depend on the seed alone, but for last bits that differ between kinds of processors.
     """
-    identity = {name: value for name, value in asdict(settings).items() if name != "run_shard"}
+    identity = {name: value for name, value in settings_of(settings).items() if name != "run_shard"}
     identity |= {f"{split}_images": getattr(images, split).fingerprint() for split in ("train", "validation")}
     if settings.model_name_or_path is not None:
         identity["weights"] = fingerprint(model.state_dict().values())
     return identity
+
+
+TASK_SETTINGS = ("tasks", "num_tasks", "num_validation_tasks", "num_test_tasks", "runs_per_task")
+
+
+def settings_of(settings: CollectionSettings) -> dict[str, Any]:
+    """Returns the settings as JSON types; those of tasks are left out where there are none."""
+    values = asdict(settings)
+    without = () if values.get("num_tasks") is not None else TASK_SETTINGS
+    return {name: value for name, value in values.items() if name not in without}
 
 
 def shared_names() -> list[str]:
@@ -165,7 +172,7 @@ def load_images_of(settings: CollectionSettings) -> ImageData:
         return load_images(**chosen)
     preprocessing, size = preprocessing_of(path, settings.image_size)
     images = load_images(**chosen | {"preprocessing": preprocessing, "image_size": size})
-    return images if settings.new_head else in_order_of(images, AutoConfig.from_pretrained(path))
+    return images if settings.new_head else in_order_of(images, class_names(AutoConfig.from_pretrained(path)))
 
 
 def load_images_of_zoo(checkpoints: Checkpoints, dataset_name: str | None = None) -> ImageData:
@@ -177,11 +184,13 @@ def load_images_of_zoo(checkpoints: Checkpoints, dataset_name: str | None = None
     Raises:
         ImageDataError: If they have classes that the networks do not know.
     """
-    stored, config = checkpoints.preprocessing, checkpoints.target_model.config
+    stored, runs = checkpoints.preprocessing, checkpoints.collection.get("runs") or {}
+    # The outputs of networks for tasks need not be the classes of the images.
+    names = runs.get("class_names") or class_names(checkpoints.target_model.config)
     chosen = _image_arguments(collection_of(checkpoints, dataset_name))
     images = load_images(**chosen, preprocessing=Preprocessing.from_dict(stored) if stored else None)
-    require_classes(images, config, "name the images of this zoo with --dataset_name")
-    return in_order_of(images, config)
+    require_classes(images, names, "name the images of this zoo with --dataset_name")
+    return in_order_of(images, names)
 
 
 def _image_arguments(settings: CollectionSettings) -> dict[str, Any]:
@@ -213,23 +222,15 @@ def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> 
     return CollectionSettings(dataset_name=dataset_name, image_size=image_size)
 
 
-def summarize_zoo(checkpoints: Checkpoints, folder: str) -> str:
-    """Returns how many checkpoints were written to a folder, their mean validation score, and what to do next."""
-    scores = checkpoints.zoo.validation_score or []
-    mean = f"; mean {task_of(checkpoints.target_model.config).score_name} {100 * fmean(scores):.2f}" if scores else ""
-    return (
-        f"{len(checkpoints.zoo)} checkpoints of {checkpoints.processor.parameter_dim} parameters to fit{mean}\n"
-        f"Written: {folder}\n"
-        f"Next: accelerate launch training/train_autoencoder.py --checkpoints {folder} --output_dir …"
-    )
-
-
 def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedModel:
     """Loads the target network, or builds it from a configuration with seeded initial weights.
 
     The outputs of a new network are the classes of the images, or one value if their labels are floating-point
-    numbers. A trained one keeps its head and its classes, unless the images have another number; see `load_trained`.
+    numbers; with tasks they are those of the tasks. A trained one keeps its head and its classes, unless there are
+    another number of them; see `load_trained`.
     """
+    if isinstance(settings, MultiRunSettings) and settings.tasks is not None:
+        images = replace(images, label_names=make_tasks(settings.tasks, images.label_names).label_names)
     if settings.model_name_or_path is not None:
         model = load_trained(settings.model_name_or_path, images, settings.new_head, settings.seed)
         require_channels(model.config, images)
@@ -255,16 +256,6 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
         config.image_size = images.preprocessing.image_size
     with seeded(settings.seed):
         return AutoModelForImageClassification.from_config(config)
-
-
-@contextmanager
-def clearing_diverged(run: RunSettings) -> Iterator[None]:
-    """Removes the saved states if a training in the block diverges: they would be in the way of a corrected one."""
-    try:
-        yield
-    except NonFiniteParametersError:
-        run.clear()
-        raise
 
 
 def target_optimization(settings: CollectionSettings, max_train_steps: int) -> OptimizationSettings:

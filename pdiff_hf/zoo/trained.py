@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,20 +55,19 @@ def preprocessing_of(name_or_path: str, image_size: int | None = None) -> tuple[
     return preprocessing, preprocessing.image_size
 
 
-def in_order_of(images: ImageData, config: PreTrainedConfig) -> ImageData:
-    """Returns the images with their classes numbered as the network's outputs, if it has classes of these names."""
-    names = class_names(config)
+def in_order_of(images: ImageData, names: Sequence[str]) -> ImageData:
+    """Returns the images with their classes numbered as they are in `names`, if all are there."""
     if images.train.labels.is_floating_point() or (places := match_names(images.label_names, names)) is None:
         return images
     return images.relabeled(places, names)
 
 
-def require_classes(images: ImageData, config: PreTrainedConfig, advice: str) -> None:
-    """Raises an ImageDataError if the classes have names that are not those of a network's outputs.
+def require_classes(images: ImageData, names: Sequence[str], advice: str) -> None:
+    """Raises an ImageDataError if the classes have names that are not among those that a network was trained for.
 
     Where images or network have numbers for names, these are the numbers of the outputs.
     """
-    ours, theirs = images.label_names, class_names(config)
+    ours, theirs = images.label_names, names
     is_named = not are_numbers(ours) and not are_numbers(theirs) and not images.train.labels.is_floating_point()
     if is_named and match_names(ours, theirs) is None:
         raise ImageDataError(
@@ -116,7 +116,7 @@ def load_trained(name_or_path: str, images: ImageData, new_head: bool, seed: int
             "that are whole numbers, or --new_head to predict values with a new head."
         )
     elif not loading["mismatched_keys"] and not loading["missing_keys"]:
-        require_classes(images, config, "rename them in the data set, or train a new head with --new_head")
+        require_classes(images, own, "rename them in the data set, or train a new head with --new_head")
     return model
 
 

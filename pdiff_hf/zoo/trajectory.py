@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.images import ImageData
-from ..data.inputs import LabeledData
+from ..data.inputs import Inputs, LabeledData
 from ..hub.cards import describe_hardware
 from ..loops import Stopwatch, log_loss, make_accelerator, make_optimizer, step_generator, training_steps
 from ..settings import OptimizationSettings, RunSettings
@@ -154,10 +154,11 @@ def measure_checkpoints(checkpoints: Checkpoints, data: LabeledData) -> None:
 
     The target is in evaluation mode.
     """
+    inputs, labels = data.inputs(data.validation), data.validation.labels
     for zoo in checkpoints.splits.values():
         if len(zoo):
             zoo.validation_score, zoo.validation_loss = validation_figures(
-                checkpoints.target_model, checkpoints.processor, zoo.parameters, data, progress=True
+                checkpoints.target_model, checkpoints.processor, zoo.parameters, inputs, labels, progress=True
             )
 
 
@@ -165,11 +166,10 @@ def validation_figures(
     model: PreTrainedModel,
     processor: ParameterProcessor,
     parameters: torch.Tensor,
-    data: LabeledData,
+    inputs: Inputs,
+    labels: torch.Tensor,
     progress: bool = False,
 ) -> tuple[list[float], list[float]]:
-    """Returns the task's score and mean loss of each vector of `(n, D)` on the validation examples."""
-    labels = data.validation.labels
-    inputs = data.inputs(data.validation)
+    """Returns the task's score and mean loss of each vector of `(n, D)` on validation examples."""
     predicted, loss = network_predictions(model, processor, parameters, inputs, labels, progress=progress)
     return task_of(model.config).score(predicted, labels).float().tolist(), loss.tolist()

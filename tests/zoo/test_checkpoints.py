@@ -19,6 +19,7 @@ from pdiff_hf import (
     CheckpointRecorder,
     Checkpoints,
     CheckpointSplit,
+    Conditions,
     HubNotFoundError,
     NonFiniteParametersError,
     append_checkpoints,
@@ -37,7 +38,7 @@ DOCUMENTED = {
     "seed": datasets.Value("int64"),
     "validation_score": datasets.Value("float32"),
     "validation_loss": datasets.Value("float32"),
-    "condition": datasets.List(datasets.Value("float32")),
+    "condition": datasets.List(datasets.Value("float32"), length=2),
 }
 
 
@@ -55,9 +56,10 @@ def assert_same_zoo(zoo: CheckpointSplit, expected: CheckpointSplit) -> None:
 @pytest.fixture
 def grown(tiny_checkpoints: Checkpoints) -> Checkpoints:
     """A zoo with conditions and columns that the format does not know."""
-    for zoo in tiny_checkpoints.splits.values():
+    tiny_checkpoints.collection["conditions"] = Conditions("numbers", ("angle", "size")).to_dict()
+    for place, zoo in enumerate(tiny_checkpoints.splits.values()):
         rows = range(len(zoo))
-        zoo.columns["condition"] = [[row / 4, 1.0] for row in rows]
+        zoo.columns["condition"] = [[row / 4, float(place)] for row in rows]
         zoo.columns["optimizer"] = ["sgd" if row % 2 else None for row in rows]
         zoo.columns["note"] = [{"epochs": row, "tags": ["a"] * row} for row in rows]
     return tiny_checkpoints
@@ -98,9 +100,10 @@ def test_plain_datasets_reads_it_as_a_whole_and_as_a_stream(grown, tmp_path):
 
 def test_a_column_that_only_some_rows_have_is_filled_up(grown, hub, repo_id):
     test = grown.splits["test"].parameters
-    grown.splits["test"] = CheckpointSplit(test, run=["b"] * 8, step=list(range(8)), seed=[1] * 8)
+    condition = grown.splits["test"].condition
+    grown.splits["test"] = CheckpointSplit(test, run=["b"] * 8, step=list(range(8)), seed=[1] * 8, condition=condition)
     halves = [dataclasses.replace(grown, splits={"train": grown.zoo.rows(range(i, 24, 2))}) for i in (0, 1)]
-    for name in ("validation_loss", "condition", "optimizer"):
+    for name in ("validation_loss", "optimizer"):
         del halves[1].zoo.columns[name]
 
     merged = merge_checkpoints(halves).zoo
@@ -111,7 +114,7 @@ def test_a_column_that_only_some_rows_have_is_filled_up(grown, hub, repo_id):
     order = sorted(range(24), key=lambda i: (grown.zoo.run[i], grown.zoo.step[i]))
     assert merged.columns["note"] == [grown.zoo.columns["note"][i] for i in order]
     assert [math.isnan(loss) for loss in merged.validation_loss] == [i % 2 == 1 for i in order]
-    assert merged.condition == [None if i % 2 else grown.zoo.condition[i] for i in order]
+    assert merged.condition == [grown.zoo.condition[i] for i in order]
     assert_same_zoo(load_checkpoints(repo_id, token="hf_alice").zoo, merged)
     pushed = load_checkpoints(f"{repo_id}-2", token="hf_alice").splits
     assert_same_zoo(pushed["train"], grown.zoo)
@@ -123,7 +126,7 @@ def test_columns_that_do_not_fit_are_refused_and_nothing_is_written(tiny_checkpo
     zoo = tiny_checkpoints.zoo
     with pytest.raises(CheckpointsError, match=r"24 vectors, but columns of other lengths: \{'note': 1\}\."):
         CheckpointSplit(zoo.parameters, **zoo.columns, note=["short"])
-    for name, values in (("note", [1, "two"] * 12), ("step", [2**40] * 24), ("condition", [1.0] * 24)):
+    for name, values in (("note", [1, "two"] * 12), ("step", [2**40] * 24)):
         changed = CheckpointSplit(zoo.parameters, **zoo.columns | {name: values})
         with pytest.raises(CheckpointsError, match=f"The values of column '{name}' must be of"):
             dataclasses.replace(tiny_checkpoints, splits={"train": changed}).save(tmp_path / "zoo")
@@ -204,7 +207,6 @@ def shorter(table: pa.Table) -> pa.Table:
         (shorter, r"'parameters' of type .*\[1\], but .*\[90\] is needed"),
         (lambda table: table.drop(["parameters"]), "'parameters' of type none"),
         (lambda table: table.drop(["seed"]), "'seed' of type none, but int64 is needed"),
-        (lambda t: t.append_column("condition", pa.array(["x"] * 24)), "'condition' of type string, but list"),
         (lambda t: t.append_column("validation_accuracy", t["validation_loss"]), "two columns of one name"),
         (lambda t: t.set_column(1, "run", pa.array([None] * 24, pa.string())), "rows with empty fields"),
         (lambda t: t.append_column("x", pa.array([2**62] * 24, pa.timestamp("ms"))), "Column 'x' .* cannot be read"),

@@ -92,26 +92,26 @@ def written(folder: Path) -> dict[str, object]:
 
 def test_initial_weights_and_batches_are_the_same_alone_and_beside_others(mlp: PreTrainedModel):
     processor = make_processor(mlp, "full")
-    together, batches = initial_parameters(mlp, processor, SEEDS), batch_rows(SEEDS, 20, 8)
+    together, batches = initial_parameters(mlp, processor, SEEDS), batch_rows(SEEDS, [20] * 4, 8)
     beside = [next(batches) for _ in range(9)]
 
     torch.manual_seed(12345)
     for place, seed in enumerate(SEEDS):
         assert torch.equal(initial_parameters(mlp, processor, [seed])[0], together[place])
-        alone = batch_rows([seed], 20, 8)
+        alone = batch_rows([seed], [20], 8)
         assert all(torch.equal(next(alone)[0], batch[place]) for batch in beside)
     assert len(together.unique(dim=0)) == len(beside[0].unique(dim=0)) == 4
 
 
 def test_a_run_goes_through_all_images_before_it_sees_one_again():
-    batches = batch_rows(SEEDS, 20, 8)
+    batches = batch_rows(SEEDS, [20] * 4, 8)
 
     orders = torch.cat([next(batches) for _ in range(5)], dim=1)  # two epochs; the third batch belongs to both
 
     for order in orders:
         assert order[:20].sort().values.tolist() == order[20:].sort().values.tolist() == list(range(20))
         assert not torch.equal(order[:20], order[20:])
-    assert next(batch_rows(SEEDS, 5, 12)).shape == (4, 12)  # a batch may be larger than the data set
+    assert next(batch_rows(SEEDS, [5] * 4, 12)).shape == (4, 12)  # a batch may be larger than the data set
 
 
 def test_zoos_of_neighboring_seeds_share_no_run(digits: ImageData):
@@ -133,16 +133,15 @@ def test_a_run_is_what_plain_training_makes_of_it(
     optimization = target_optimization(settings, 12)
     processor, pixel_values = make_processor(model, "full"), digits.preprocessing(digits.train.pixels)
     start = initial_parameters(model, processor, SEEDS)
-    grouped = train_group(
-        model, processor, start, SEEDS, pixel_values, digits.train.labels, optimization, recorded=[5, 11]
-    )
+    examples = [(pixel_values, digits.train.labels)] * 4
+    grouped = train_group(model, processor, start, SEEDS, examples, optimization, recorded=[5, 11])
 
     processor.load_into(model, start[2])
     optimizer = torch.optim.AdamW(model.parameters(), lr=optimization.learning_rate, weight_decay=0.1)
     warm_up = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: step if step < 1 else 0.5 * (1 + torch.tensor(torch.pi * (step - 1) / 11).cos().item())
     )
-    batches = batch_rows([SEEDS[2]], len(digits.train), optimization.train_batch_size)
+    batches = batch_rows([SEEDS[2]], [len(digits.train)], optimization.train_batch_size)
     for step in range(12):
         rows = next(batches)[0]
         model(pixel_values[rows], labels=digits.train.labels[rows]).loss.backward()
@@ -165,7 +164,8 @@ def test_augmentation_is_drawn_by_each_run_alone(mlp: PreTrainedModel, digits: I
     for seeds in (SEEDS[:2], SEEDS[1:2]):
         start = initial_parameters(mlp, processor, seeds)
         optimization = target_optimization(SETTINGS, 2)
-        train_group(mlp, processor, start, seeds, pixel_values, digits.train.labels, optimization, [1], noisy)
+        examples = [(pixel_values, digits.train.labels)] * len(seeds)
+        train_group(mlp, processor, start, seeds, examples, optimization, [1], noisy)
 
     assert torch.equal(seen[1], seen[4])  # the second run's first step, beside another and alone
     assert torch.equal(seen[3], seen[5])
