@@ -17,6 +17,7 @@ AUDIT = "evaluate a generator against strong simple baselines, and add the resul
 EPILOG = """examples:
   pdiff-hf info org/pdiff-resnet18-cifar10
   pdiff-hf sample org/pdiff-resnet18-cifar10 --num_models 10 --output_dir drawn
+  pdiff-hf sample org/digit-subsets --condition 3 7 --num_models 10 --output_dir drawn
   pdiff-hf audit runs/mine/pipeline --checkpoints runs/mine/checkpoints --output_dir runs/mine/report
   pdiff-hf push runs/mine/pipeline org/my-generator --private
 """
@@ -54,7 +55,7 @@ def sample(arguments: argparse.Namespace) -> None:
 
     from pdiff_hf import PDiffPipeline, share
     from pdiff_hf.hub.sharing import prepare_repository
-    from pdiff_hf.pipelines.sampling import sample_to_folder
+    from pdiff_hf.pipelines.sampling import parse_condition, sample_to_folder
     from pdiff_hf.settings import require_within
 
     if arguments.output_dir is None and arguments.push_to is None:
@@ -66,9 +67,12 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.push_to is not None:
         prepare_repository(arguments.push_to, "model", private, arguments.token)  # fails before the work is done
     pipe = PDiffPipeline.from_pretrained(arguments.pipeline, revision=arguments.revision, token=arguments.token)
+    copied = ("seed", "temperature", "num_inference_steps", "guidance_scale", "autoguidance_scale")
+    settings = {name: getattr(arguments, name) for name in copied}
+    settings["condition"] = parse_condition(pipe, arguments.condition)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, steps = arguments.output_dir or os.path.join(temporary, "drawn"), arguments.num_inference_steps
-        sample_to_folder(pipe, folder, arguments.num_models, arguments.seed, arguments.temperature, steps)
+        folder = arguments.output_dir or os.path.join(temporary, "drawn")
+        sample_to_folder(pipe, folder, arguments.num_models, **settings)
         if arguments.output_dir is not None:
             print(f"Written: {folder}")
         if arguments.push_to is not None:
@@ -128,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, help="network i has seed + i and can be drawn alone (default: 0)")
     one.add_argument("--temperature", type=float, default=1.0, help="1 as trained, 0 the average (default: 1)")
     one.add_argument("--num_inference_steps", type=int, metavar="N", help="steps of the sampler")
+    condition = "what they are for, if the generator has conditions: names such as 3 7, or numbers (see info)"
+    one.add_argument("--condition", nargs="+", metavar="X", help=condition)
+    scale = "1 is without (default: the generator's)"
+    one.add_argument("--guidance_scale", type=float, metavar="G", help=f"guidance toward the condition; {scale}")
+    one.add_argument("--autoguidance_scale", type=float, metavar="A", help="guidance away from the generator's guide")
     one.add_argument("--push_to", metavar="ORG/NAME", help="push them to this repository")
     one.add_argument("--private", action="store_true", help="make that repository private")
 

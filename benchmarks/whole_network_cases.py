@@ -51,9 +51,9 @@ MNIST = {"dataset_name": "mnist", "target_learning_rate": 0.01, "train_batch_siz
 MNIST |= {"target_train_steps": 1055}
 
 CASES = {
-    "mlp_16": Case(_mlp(16), DIGITS, 4000, {"max_train_steps": 5000}),
-    "mlp_32": Case(_mlp(32), DIGITS, 4000, {"max_train_steps": 5000}),
-    "mlp_16_16": Case(_mlp(16, 16), DIGITS, 3000, {"max_train_steps": 5000}),
+    "mlp_16": Case(_mlp(16), DIGITS, 4000),
+    "mlp_32": Case(_mlp(32), DIGITS, 4000),
+    "mlp_16_16": Case(_mlp(16, 16), DIGITS, 3000),
     "mnist_16": Case(_mlp(16), MNIST | {"image_size": 14}, 3000, {"max_train_steps": 9000, "ema_decay": 0.999}),
     "mnist_32_32": Case(_mlp(32, 32), MNIST | {"image_size": 28}, 1200, {"max_train_steps": 5000}),
     "convnet": Case(_convnet(8, 16), DIGITS_CONV, 2000, {"max_train_steps": 5000}),

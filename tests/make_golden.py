@@ -1,6 +1,6 @@
-"""Creates tests/golden: two tiny pipelines and their samples. Run it only if the file format changes on purpose.
+"""Creates tests/golden: tiny pipelines and their samples. Run it only if the file format changes on purpose.
 
-python tests/make_golden.py [pipeline | units]
+python tests/make_golden.py [pipeline | units | conditional]
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ from pdiff_hf import (
 from pdiff_hf.data.preprocessing import Preprocessing
 from pdiff_hf.fitting.settings import AutoencoderSettings, DenoiserSettings
 from pdiff_hf.loops import seeded
+from pdiff_hf.targets.conditions import Conditions
 
 GOLDEN = Path(__file__).parent / "golden"
-PIPELINES = {"pipeline": "samples.safetensors", "units": "unit_samples.safetensors"}  # folders, files of samples
+PIPELINES = {  # folders, files of samples
+    "pipeline": "samples.safetensors",
+    "units": "unit_samples.safetensors",
+    "conditional": "conditional_samples.safetensors",
+}
 SEEDS = (0, 1, 2, 3)
+ASKED = [[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 0]]  # the conditions of these seeds, for a conditional pipeline
 
 
 def images() -> torch.Tensor:
@@ -40,7 +46,7 @@ def images() -> torch.Tensor:
 def draw(pipe: PDiffPipeline) -> dict[str, torch.Tensor]:
     """The golden samples: parameters of four seeds, and the logits of these networks on three images."""
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    out = pipe(len(SEEDS), generator=generators)
+    out = pipe(len(SEEDS), generator=generators, condition=None if pipe.conditions is None else ASKED)
     return {"parameters": out.parameters, "logits": out.logits(images())}
 
 
@@ -70,7 +76,22 @@ def fit_head() -> PDiffPipeline:
 
 def fit_units() -> PDiffPipeline:
     """Codes of units, a transformer denoiser with edges, and a guide, for a whole network with two hidden layers."""
-    recipe = Recipe(
+    return fit(zoo_of("full", [6, 5], runs=24, count=24), unit_recipe())
+
+
+def fit_conditional() -> PDiffPipeline:
+    """The same for networks with one hidden layer and a condition of three bits, with both kinds of guidance."""
+    checkpoints = zoo_of("full", [6], runs=24, count=24)
+    checkpoints.zoo.condition = [[float(i // place % 2) for place in (1, 2, 4)] for i in range(24)]
+    checkpoints.collection["conditions"] = Conditions("bits", ("a", "b", "c")).to_dict()
+    recipe = unit_recipe()
+    recipe.denoiser.condition_dropout, recipe.denoiser.guidance_scale = 0.1, 1.5
+    return fit(checkpoints, recipe)
+
+
+def unit_recipe() -> Recipe:
+    """The recipe of both."""
+    return Recipe(
         autoencoder=AutoencoderSettings(type="unit", config={"explained_variance": 0.5}),
         denoiser=DenoiserSettings(
             type="transformer",
@@ -90,7 +111,6 @@ def fit_units() -> PDiffPipeline:
             autoguidance_scale=0.5,
         ),
     )
-    return fit(zoo_of("full", [6, 5], runs=24, count=24), recipe)
 
 
 def zoo_of(subset: str, hidden_sizes: list[int], runs: int, count: int) -> Checkpoints:
@@ -114,7 +134,9 @@ def main(names: Sequence[str]) -> None:
     """Fits the named pipelines, by default all, and saves each with its samples."""
     for name in names or PIPELINES:
         shutil.rmtree(GOLDEN / name, ignore_errors=True)
-        {"pipeline": fit_head, "units": fit_units}[name]().save_pretrained(GOLDEN / name)
+        {"pipeline": fit_head, "units": fit_units, "conditional": fit_conditional}[name]().save_pretrained(
+            GOLDEN / name
+        )
         for about in ("README.md", "metrics.json"):  # names the machine; no network depends on it
             (GOLDEN / name / about).unlink()
         samples = draw(PDiffPipeline.from_pretrained(GOLDEN / name))

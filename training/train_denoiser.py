@@ -48,13 +48,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.prepare_push(run.output_dir, "model")
     checkpoints = load_checkpoints(run.checkpoints, token=run.hub_token)
     autoencoder, first_stage = load_autoencoder(run.autoencoder)
-    images = images_of(checkpoints, run.checkpoints, run.dataset_name) if settings.uses_images else None
+    is_using = settings.uses_images or checkpoints.conditions is not None
+    images = images_of(checkpoints, run.checkpoints, run.dataset_name) if is_using else None
     pipe = fit_pipeline(checkpoints, autoencoder, first_stage, settings, run, images)
     if accelerator.is_main_process:
         pipe.save_pretrained(run.output_dir)
         run.clear()
-        generator = torch.Generator().manual_seed(settings.seed)
-        drawn = torch.as_tensor(pipe(NUM_DRAWN, generator=generator, output_type="pt")[0])
+        generator, asked = torch.Generator().manual_seed(settings.seed), None
+        if pipe.conditions is not None:
+            trained = pipe.conditions.trained
+            asked = trained[torch.linspace(0, len(trained) - 1, NUM_DRAWN).long()]
+        drawn = torch.as_tensor(pipe(NUM_DRAWN, generator=generator, output_type="pt", condition=asked)[0])
         splits, symmetries = canonical_splits(checkpoints, ["train"], autoencoder, images)
         zoo = splits["train"]
         if symmetries is not None:  # units are drawn in any order

@@ -171,7 +171,7 @@ class Auditor:
         evidence = Evidence(
             performs(sample, self.reference, self.chance, kept, dropped),
             disperses(bulk, self.reference, self._leading_directions(), self.processor),
-            novel(sample, self.reference, self.seed),
+            novel(sample, self.reference, ratios, self.seed),
             distinguishable(bulk, self._null, self._gaussians, self.reference, self._leading_codes, self.seed),
             beyond_curve(sample.evaluated, self.curve, self.reference),
         )

@@ -203,8 +203,11 @@ def _root_of_ratio(
     return bootstrap(ratio, units, real_units)
 
 
-def novel(sample: Networks, reference: Reference, seed: int) -> Novel | NotAssessable:
-    """Distance to the nearest zoo member modulo symmetries and in function, against that of held-out checkpoints."""
+def novel(sample: Networks, reference: Reference, ratios: torch.Tensor, seed: int) -> Novel | NotAssessable:
+    """Distance to the nearest zoo member modulo symmetries and in function, against that of held-out checkpoints.
+
+    `ratios` `(n,)` are r of the samples in weights.
+    """
     if not reference.known:
         return NotAssessable("runs and steps of the zoo are not known")
     if reference.related.all():
@@ -212,8 +215,8 @@ def novel(sample: Networks, reference: Reference, seed: int) -> Novel | NotAsses
         return NotAssessable(f"{within}, which is as far as their correlation reaches")
     if (reference.heldout is None or len(reference.heldout) < 2) and not len(reference.leave_one_out("weights")[1]):
         return NotAssessable("without held-out checkpoints, the zoo needs at least three runs")
-    weights, ratios, real_ratios = _distances(sample, reference, "weights", seed)
-    functions, _, _ = _distances(sample, reference, "functions", seed)
+    weights, real_ratios = _distances(sample, reference, "weights", ratios, seed)
+    functions, _ = _distances(sample, reference, "functions", reference.ratios(sample, "functions"), seed)
     # Networks as good as the zoo and no copies (N&P), and what of the samples the zoo's hulls do not reach.
     zoo, least = reference.zoo, reference.zoo.evaluated.scores["test"].mean().item() - 0.01
     real = reference.real
@@ -241,15 +244,13 @@ def _novel_and_performant(good: torch.Tensor, ratios: torch.Tensor) -> dict[str,
 
 
 def _distances(
-    sample: Networks, reference: Reference, space: Space, seed: int
-) -> tuple[Distances, torch.Tensor, torch.Tensor]:
-    """Returns the evidence of one space, and r of each sample `(n,)` and of each real network."""
-    # 1. r of samples and of held-out checkpoints; without these, of zoo members by leave-one-out.
-    ratios = reference.ratios(sample, space)
+    sample: Networks, reference: Reference, space: Space, ratios: torch.Tensor, seed: int
+) -> tuple[Distances, torch.Tensor]:
+    """Returns the evidence of one space, with r of each sample `(n,)`, and r of each real network."""
+    # 1. r of held-out checkpoints; without these, of zoo members by leave-one-out.
     own = reference.leave_one_out(space)[1]
-    real, units = own, torch.arange(len(own))
-    if reference.heldout is not None and len(reference.heldout) > 1:
-        real, units = reference.ratios(reference.heldout, space), reference.heldout.units
+    heldout = reference.heldout_ratios(space)
+    real, units = (own, torch.arange(len(own))) if heldout is None else (heldout, reference.real.units)
     auc = bootstrap(lambda w, v: copying_auc(ratios, real, w, v), sample.units, units)
     # 2. Distances within sets of the same size.
     count = min(len(sample), len(reference.real))
@@ -284,6 +285,5 @@ def _distances(
             repeated=int(repeated.sum()),
             total=len(ratios),
         ),
-        ratios,
         real,
     )

@@ -95,6 +95,7 @@ class Reference:
         self.zoo = Networks(replace(zoo, units=units), aligned_zoo)
         # 3. Held-out checkpoints: those that the zoo holds too are none.
         self._nearest: dict[Space, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {space: {} for space in SPACES}
+        self._heldout_ratios: dict[Space, torch.Tensor] = {}
         self.heldout: Networks | None = None
         self._excluded: torch.Tensor | None = None  # (H, N), zoo members of the same runs
         if heldout is not None:
@@ -144,6 +145,14 @@ class Reference:
         """Returns r of each network `(n,)`: distance to the nearest zoo member over its own leave-one-out distance."""
         distances, members = self.neighbors(networks, space, self._excluded if networks is self.heldout else None)
         return distances[:, 0] / self.natural(space, members[:, 0])
+
+    def heldout_ratios(self, space: Space) -> torch.Tensor | None:
+        """Returns r of each held-out checkpoint `(n,)`, if there are two or more; computed once."""
+        if self.heldout is None or len(self.heldout) < 2:
+            return None
+        if space not in self._heldout_ratios:
+            self._heldout_ratios[space] = self.ratios(self.heldout, space)
+        return self._heldout_ratios[space]
 
     def leave_one_out(self, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns representatives that have an unrelated member `(k,)`, and r of each as if held out `(k,)`."""

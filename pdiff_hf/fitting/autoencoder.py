@@ -18,6 +18,8 @@ from ..data.inputs import LabeledData
 from ..folders import finish_replacing
 from ..settings import RunSettings
 from ..zoo.checkpoints import Checkpoints
+from ..zoo.tasks import Tasks
+from .conditional_zoo import prepare_zoo
 from .settings import AutoencoderSettings
 from .steps import block_length, check_finite, optimizer_step, share_of_process
 from .units import unit_arguments
@@ -29,6 +31,7 @@ def fit_autoencoder(
     run: RunSettings | None = None,
     stopwatch: loops.Stopwatch | None = None,
     images: LabeledData | None = None,
+    tasks: Tasks | None = None,
 ) -> ModelMixin:
     """Fits the autoencoder to the train split: in closed form if its class can, by gradient descent otherwise.
 
@@ -40,17 +43,19 @@ def fit_autoencoder(
         run: Where the state of training is saved, if anywhere.
         stopwatch: Receives the seconds that a resumed training took before.
         images: What the networks were trained on; codes of units are then those that change their logits most.
+        tasks: What makes the images of conditions, if the zoo does not name it; see `prepare_zoo`.
 
     Raises:
         ValueError: If the zoo cannot be fitted, see `from_zoo` of the class, or the batch cannot be divided among the
             processes, or the state to resume from is of another training.
         NonFiniteParametersError: If the training diverged.
     """
-    parameters = checkpoints.zoo.parameters
+    prepared = prepare_zoo(checkpoints, images, tasks)
+    checkpoints, parameters = prepared.checkpoints, prepared.checkpoints.zoo.parameters
     autoencoder_class: Any = component_class("autoencoder", settings.type)
     arguments = {"parameters": parameters, "sizes": checkpoints.processor.sizes}
     if "groups" in inspect.signature(autoencoder_class.from_zoo).parameters:
-        arguments |= unit_arguments(checkpoints, images)
+        arguments |= unit_arguments(checkpoints, prepared.images)
     with loops.seeded(settings.seed):
         autoencoder = autoencoder_class.from_zoo(**arguments, **settings.config)
     if not autoencoder.needs_training:

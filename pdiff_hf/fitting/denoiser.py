@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,9 @@ from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import EMAModel
 
 from .. import loops
-from .._registration import component_class
+from .._registration import component_class, component_classes
 from ..settings import RunSettings
+from .denoising import Batch, DenoisingLoss, ZooConditions, draw_batch
 from .function_matching import FunctionMatching
 from .settings import NUM_TRAIN_TIMESTEPS, DenoiserSettings, RecipeError
 from .snapshots import Losses, Snapshots
@@ -38,52 +39,6 @@ class FittedDenoiser:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class DenoisingLoss:
-    """The loss of noisy latents: the squared error of the prediction, and of what the predicted networks compute."""
-
-    noise_scheduler: DDPMScheduler
-    settings: DenoiserSettings
-    weights: torch.Tensor  # of the numbers of a latent, `(latent_dim,)`
-    matching: FunctionMatching | None = None
-    is_bf16: bool = False  # whether the denoiser computes in bfloat16; functions are compared in float32
-
-    def __call__(
-        self,
-        model: torch.nn.Module,
-        clean: torch.Tensor,
-        noise: torch.Tensor,
-        timesteps: torch.Tensor,
-        parameters: torch.Tensor | None,
-        generator: torch.Generator,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the whole loss and its first part.
-
-        Args:
-            model: The denoiser.
-            clean, noise: Latents and what is mixed into them, `(n, latent_dim)`.
-            timesteps: The time of each, `(n,)` int64.
-            parameters: The real networks of the first latents, `(k, D)`, if functions are matched.
-            generator: Draws the images on which they are.
-        """
-        noisy = self.noise_scheduler.add_noise(clean, noise, timesteps)
-        velocity = self.noise_scheduler.get_velocity(clean, noise, timesteps)
-        # 1. Predict the noise, or the velocity.
-        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.is_bf16):
-            predicted = model(noisy, timesteps).sample.float()
-        target = noise if self.settings.prediction_type == "epsilon" else velocity
-        error = (self.weights * (predicted - target).square()).mean()
-        if self.matching is None or parameters is None:
-            return error, error
-        # 2. Compare the networks that the velocity predicts with the real ones, the more the less noise there is.
-        count = len(parameters)
-        signal = self.noise_scheduler.alphas_cumprod.to(clean.device)[timesteps[:count], None]  # (k, 1)
-        networks = signal.sqrt() * noisy[:count] - (1 - signal).sqrt() * predicted[:count]  # (k, latent_dim)
-        gate = signal[:, 0] ** self.settings.function_gate
-        mismatch = self.matching.loss(networks, parameters, gate, self.settings.function_images, generator)
-        return error + self.settings.function_weight * mismatch, error
-
-
 def fit_denoiser(
     latents: torch.Tensor,
     settings: DenoiserSettings,
@@ -93,6 +48,7 @@ def fit_denoiser(
     autoencoder: ModelMixin | None = None,
     validation: torch.Tensor | None = None,
     matching: FunctionMatching | None = None,
+    conditions: ZooConditions | None = None,
 ) -> FittedDenoiser:
     """Trains the denoiser on standardized latents and returns it with the sampler to be shipped.
 
@@ -108,16 +64,17 @@ def fit_denoiser(
         autoencoder: What made the latents: a unit autoencoder states its tokens, and the weight of each number.
         validation: Latents of the validation checkpoints, `(m, latent_dim)`, which `select_snapshot` asks for.
         matching: The networks that the latents are of, if functions are matched.
+        conditions: What the latents are for, and those of validation, of a conditional zoo.
 
     Raises:
-        RecipeError: If the denoiser needs tokens, but the autoencoder makes none.
+        RecipeError: If the denoiser needs tokens, but the autoencoder makes none, or takes no conditions.
         ValueError: If the batch cannot be divided among the processes, or the state to resume from is of another
             training.
         NonFiniteParametersError: If the training diverged.
     """
     accelerator = loops.make_accelerator(run, settings)
     with loops.seeded(settings.seed):
-        denoiser = _build_denoiser(latents.shape[1], settings, autoencoder)
+        denoiser = _build_denoiser(latents.shape[1], settings, autoencoder, conditions)
     noise_scheduler = _build_noise_scheduler(settings)
     optimizer, lr_scheduler = loops.make_optimizer(denoiser.parameters(), settings, fused=True)
     model, optimizer = accelerator.prepare(denoiser.train(), optimizer)
@@ -130,33 +87,29 @@ def fit_denoiser(
     is_bf16 = settings.auto_bf16 and loops.trains_in_bf16(accelerator, run)
     compute_loss = DenoisingLoss(noise_scheduler, settings, weights, matching, is_bf16)
     splits = {"train": latents} | ({} if validation is None else {"validation": validation})
-    shape = (settings.train_batch_size, latents.shape[1])
+    given = {} if conditions is None else conditions.splits
+    evaluate = partial(_evaluate, compute_loss, model, ema, splits, given)
+    share = partial(share_of_process, accelerator=accelerator)
     identity = (
         asdict(settings) | (data or {}) | {"mixed_precision": "bf16" if is_bf16 else accelerator.mixed_precision}
     )
     for step in loops.training_steps(accelerator, settings.max_train_steps, run, "training the denoiser", identity):
-        # 1. Draw latents with replacement, mix in smoothing noise at unit variance, and take this process's share.
+        # 1. Draw latents with replacement, their noise, times and conditions, and take this process's share.
         generator = loops.step_generator(settings.seed, step, "batches")
-        rows = torch.randint(len(latents), shape[:1], generator=generator)
+        rows = torch.randint(len(latents), (settings.train_batch_size,), generator=generator)
         generator = loops.step_generator(settings.seed, step, "noise")
-        clean = latents[rows] + settings.latent_smoothing * torch.randn(shape, generator=generator)
-        clean = share_of_process(clean / (1 + settings.latent_smoothing**2) ** 0.5, accelerator)  # (share, latent_dim)
-        # 2. Draw noise and a time for each latent, and the networks whose functions are matched.
-        noise = share_of_process(torch.randn(shape, generator=generator), accelerator)
-        timesteps = torch.randint(NUM_TRAIN_TIMESTEPS, shape[:1], generator=generator)
-        timesteps = share_of_process(timesteps, accelerator)  # (share,)
-        networks = None
+        batch = draw_batch(latents, settings, rows, generator, given.get("train")).each(share)
+        # 2. Take the networks whose functions are matched.
         if matching is not None:
             count = -(-settings.function_networks // accelerator.num_processes)
-            networks = share_of_process(matching.networks["train"][rows], accelerator)[:count]  # (k, D)
+            batch = replace(batch, networks=share(matching.networks["train"][rows])[:count])  # (k, D)
         # 3. Compare what the denoiser predicts with what is to be predicted.
-        generator = loops.step_generator(settings.seed, step, "functions")
-        loss, _ = compute_loss(model, clean, noise, timesteps, networks, generator)
+        loss, _ = compute_loss(model, batch, loops.step_generator(settings.seed, step, "functions"))
         # 4. Step down the gradient and average the weights.
         optimizer_step(accelerator, model, optimizer, lr_scheduler, loss, settings)
         ema.step(model.parameters())
         loops.log_loss(accelerator, run, step, loss)
-        if not snapshots.update(step + 1, ema.shadow_params, partial(_evaluate, compute_loss, model, ema, splits)):
+        if not snapshots.update(step + 1, ema.shadow_params, evaluate):
             break
     loops.finish_trackers(accelerator)
     if settings.ema_decay:
@@ -182,23 +135,51 @@ def _build_noise_scheduler(settings: DenoiserSettings) -> DDPMScheduler:
     )
 
 
-def _build_denoiser(latent_dim: int, settings: DenoiserSettings, autoencoder: ModelMixin | None) -> ModelMixin:
+def _build_denoiser(
+    latent_dim: int, settings: DenoiserSettings, autoencoder: ModelMixin | None, conditions: ZooConditions | None
+) -> ModelMixin:
     denoiser_class: Any = component_class("denoiser", settings.type)
-    tokens = {}
+    arguments: dict[str, Any] = {}
     if "token_groups" in inspect.signature(denoiser_class).parameters:
         config = {} if autoencoder is None else autoencoder.config
-        tokens = {name: config[name] for name in ("token_groups", "token_edges") if name in config}
-        if not tokens:
+        arguments = {name: config[name] for name in ("token_groups", "token_edges") if name in config}
+        if not arguments:
             raise RecipeError(
                 f"The denoiser {settings.type!r} takes tokens of units, but {type(autoencoder).__name__} makes none; "
                 "fit an autoencoder with the recipe 'units', or choose another denoiser with --type."
             )
-    return denoiser_class(latent_dim=latent_dim, **tokens, **settings.config)
+    if conditions is not None:
+        require_conditions(settings)
+        arguments["condition_dim"] = conditions.meaning.dim
+    denoiser = denoiser_class(latent_dim=latent_dim, **arguments, **settings.config)
+    if conditions is not None:
+        mean, std = conditions.statistics()
+        denoiser.condition_embedding.mean.copy_(mean)
+        denoiser.condition_embedding.std.copy_(std)
+    return denoiser
+
+
+def require_conditions(settings: DenoiserSettings) -> None:
+    """Raises `RecipeError` if the denoiser's class takes no conditions."""
+    if "condition_dim" not in inspect.signature(component_class("denoiser", settings.type)).parameters:
+        able = [
+            name
+            for name, cls in component_classes("denoiser").items()
+            if "condition_dim" in inspect.signature(cls).parameters
+        ]
+        raise RecipeError(
+            f"The zoo has conditions, but the denoiser {settings.type!r} takes none; choose one of {able} with --type "
+            "or in the recipe, or leave out the column 'condition' and the key `conditions` of collection.json."
+        )
 
 
 @torch.no_grad()
 def _evaluate(
-    compute_loss: DenoisingLoss, model: torch.nn.Module, ema: EMAModel, splits: dict[str, torch.Tensor]
+    compute_loss: DenoisingLoss,
+    model: torch.nn.Module,
+    ema: EMAModel,
+    splits: dict[str, torch.Tensor],
+    conditions: Mapping[str, torch.Tensor],
 ) -> Losses:
     """Returns the losses of the averaged weights on latents of both splits, always with the same noise and times."""
     ema.store(model.parameters())
@@ -211,9 +192,10 @@ def _evaluate(
         rows = torch.linspace(0, len(latents) - 1, NUM_EVALUATED).long()
         noise = torch.randn(NUM_EVALUATED, latents.shape[1], generator=generator)
         timesteps = torch.randperm(NUM_EVALUATED, generator=generator) * NUM_TRAIN_TIMESTEPS // NUM_EVALUATED
-        networks = None if matching is None else matching.networks[split][rows].to(device)
-        arguments = (latents[rows].to(device), noise.to(device), timesteps.to(device), networks, generator)
-        whole, error = compute_loss(model, *arguments)
+        condition = conditions[split][rows] if split in conditions else None
+        networks = None if matching is None else matching.networks[split][rows]
+        batch = Batch(latents[rows], noise, timesteps, condition, networks).each(lambda tensor: tensor.to(device))
+        whole, error = compute_loss(model, batch, generator)
         losses |= {f"{split}_loss": whole.item(), split: error.item()}
     ema.restore(model.parameters())
     model.train()

@@ -20,7 +20,8 @@ from transformers import HfArgumentParser
 
 from .._registration import COMPONENTS, component_class
 from ..folders import shipped_folder
-from ..pipelines.checks import LARGEST_SCALE, SCHEDULERS
+from ..pipelines.checks import SCHEDULERS
+from ..pipelines.guidance import LARGEST_SCALE
 from ..settings import OptimizationSettings, RunSettings, require_within, setting
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -110,7 +111,7 @@ class DenoiserSettings(ComponentSettings):
     """The second stage, and the sampler that is shipped; raises `RecipeError` for a scheduler that cannot draw."""
 
     role: ClassVar[str] = "denoiser"
-    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim", "token_groups", "token_edges"})
+    from_data: ClassVar[frozenset[str]] = frozenset({"latent_dim", "token_groups", "token_edges", "condition_dim"})
     type: str = setting("mlp", f"Class of the denoiser, one of {', '.join(COMPONENTS['denoiser'])}.")
     latent_smoothing: float = setting(
         0.0, "Standard deviation of noise mixed into the standardized latents, which keep unit variance."
@@ -140,6 +141,12 @@ class DenoiserSettings(ComponentSettings):
     select_snapshot: bool = setting(
         False, "Ship the averaged weights of the lowest loss on validation checkpoints, and stop when it rises."
     )
+    condition_dropout: float = setting(
+        0.1, "With conditions: share of the examples whose condition is dropped, for classifier-free guidance."
+    )
+    guidance_scale: float = setting(
+        1.0, "With conditions: scale of that guidance, if validation conditions and images cannot choose it."
+    )
     auto_bf16: bool = setting(
         False, "Train in bfloat16 on processors and GPUs that have it, unless --mixed_precision is given."
     )
@@ -149,12 +156,17 @@ class DenoiserSettings(ComponentSettings):
         """Whether training or validation images are of use."""
         return bool(self.function_weight or self.guide_at)
 
+    def used(self, is_conditional: bool) -> dict[str, Any]:
+        """Returns the settings by name, those of conditions only for a zoo that has some."""
+        unused = () if is_conditional else ("condition_dropout", "guidance_scale")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_within(self, 0, "latent_smoothing")
         require_within(self, 0, "function_weight", "function_gate")
-        require_within(self, 0, "autoguidance_scale", highest=LARGEST_SCALE)
-        require_within(self, 0, "ema_decay", "beta_start", "beta_end", "guide_at", highest=1)
+        require_within(self, 0, "autoguidance_scale", "guidance_scale", highest=LARGEST_SCALE)
+        require_within(self, 0, "condition_dropout", "ema_decay", "beta_start", "beta_end", "guide_at", highest=1)
         require_within(self, 1, "num_inference_steps", highest=NUM_TRAIN_TIMESTEPS)
         require_within(self, 1, "function_images", "function_networks")
         names = [scheduler.__name__ for scheduler in SCHEDULERS]

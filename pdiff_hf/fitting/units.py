@@ -24,8 +24,13 @@ def find_symmetries(checkpoints: Checkpoints, images: LabeledData | None = None)
     Raises:
         ValueError: If there are no images, and the zoo does not state their size.
     """
-    inputs = _noise(checkpoints) if images is None else take_inputs(images.inputs(images.train), slice(NUM_EXAMPLES))
+    inputs = example_inputs(checkpoints, images)
     return Symmetries(checkpoints.target_model, checkpoints.processor, checkpoints.zoo.parameters[0], inputs)
+
+
+def example_inputs(checkpoints: Checkpoints, images: LabeledData | None = None) -> Inputs:
+    """Returns a few training images, or noise of their shape; `ValueError` if the zoo does not state their size."""
+    return _noise(checkpoints) if images is None else take_inputs(images.inputs(images.train), slice(NUM_EXAMPLES))
 
 
 def canonical_splits(
@@ -78,6 +83,6 @@ def choose_recipe(checkpoints: Checkpoints) -> tuple[str, str]:
 def _noise(checkpoints: Checkpoints) -> Inputs:
     channels = getattr(checkpoints.target_model.config, "num_channels", None)
     if channels is None or not checkpoints.preprocessing:
-        raise ValueError("hidden units are found on images, but the zoo does not state their size")
+        raise ValueError("networks are tried on images, but the zoo does not state their size")
     size = Preprocessing.from_dict(checkpoints.preprocessing).image_size
     return torch.randn(NUM_EXAMPLES, channels, size, size, generator=torch.Generator().manual_seed(0))

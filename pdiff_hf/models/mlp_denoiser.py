@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_1d import UNet1DOutput
 from torch import nn
+
+from .condition_embedding import ConditionEmbedding
 
 
 class ResidualBlock(nn.Module):
@@ -35,15 +37,20 @@ class MLPParameterDenoiser(ModelMixin, ConfigMixin):
     learns the deviations from it.
     """
 
-    @register_to_config
     def __init__(
         self,
         latent_dim: int,  # length of a latent
         width: int = 128,  # units of the hidden layers
         num_blocks: int = 2,  # residual blocks
         time_embedding_dim: int = 128,  # length of the sinusoidal time embedding
+        condition_dim: int = 0,  # length of a condition; 0 for none
     ) -> None:
         super().__init__()
+        config = {"width": width, "num_blocks": num_blocks, "time_embedding_dim": time_embedding_dim}
+        if condition_dim:  # by hand: the files of a denoiser without conditions stay as they always were
+            config["condition_dim"] = condition_dim
+        self.register_to_config(latent_dim=latent_dim, **config)
+        self.condition_embedding = ConditionEmbedding(condition_dim, width) if condition_dim else None
         self.time_embedding = nn.Sequential(nn.Linear(time_embedding_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.input = nn.Linear(latent_dim, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(num_blocks))
@@ -55,15 +62,23 @@ class MLPParameterDenoiser(ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        condition: torch.Tensor | None = None,
+        return_dict: bool = True,
     ) -> UNet1DOutput | tuple[torch.Tensor]:
         """Predicts the noise or the velocity, as the scheduler's `prediction_type` states, of noisy latents.
 
-        `sample` is `(n, latent_dim)`, `timestep` one for all latents or `(n,)`.
+        `sample` is `(n, latent_dim)`, `timestep` one for all latents or `(n,)`. `condition` is `(n, condition_dim)`;
+        without one, and for rows of NaN, the prediction is unconditional.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         embedding = get_timestep_embedding(timesteps, self.config.time_embedding_dim).to(sample.dtype)
-        time = nn.functional.silu(self.time_embedding(embedding))  # (n, width)
+        time = self.time_embedding(embedding)  # (n, width)
+        if self.condition_embedding is not None:
+            time = time + self.condition_embedding(condition, sample)
+        time = nn.functional.silu(time)
 
         hidden = self.input(sample)  # (n, width)
         for block in self.blocks:

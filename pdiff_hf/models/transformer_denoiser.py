@@ -13,6 +13,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_1d import UNet1DOutput
 from torch import nn
 
+from .condition_embedding import ConditionEmbedding
+
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
     """Sets the weights of a layer to zero, so that what it adds is nothing when training starts."""
@@ -141,7 +143,7 @@ class TransformerParameterDenoiser(ModelMixin, ConfigMixin):
         self.edge_shapes = [(groups[target][0], groups[source][0], f) for source, target, f in token_edges]
         self.edge_sizes = [math.prod(shape) for shape in self.edge_shapes]
         self.time_embedding = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.condition_embedding = nn.Linear(condition_dim, width) if condition_dim else None
+        self.condition_embedding = ConditionEmbedding(condition_dim, width) if condition_dim else None
         self.inputs = nn.ModuleList(nn.Linear(codes, width) for _, codes in groups)
         tokens = sum(count for count, _ in groups)
         self.position_embedding = nn.Parameter(0.02 * torch.randn(tokens, width)) if positions else None
@@ -183,7 +185,8 @@ class TransformerParameterDenoiser(ModelMixin, ConfigMixin):
     ) -> UNet1DOutput | tuple[torch.Tensor]:
         """Predicts the noise or the velocity, as the scheduler's `prediction_type` states, of noisy latents.
 
-        `sample` is `(n, latent_dim)`, `timestep` one for all latents or `(n,)`, `condition` `(n, condition_dim)`.
+        `sample` is `(n, latent_dim)`, `timestep` one for all latents or `(n,)`. `condition` is `(n, condition_dim)`;
+        without one, and for rows of NaN, the prediction is unconditional.
         """
         # 1. Embed the time and the condition, and split a latent into tokens and edges.
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
@@ -199,9 +202,7 @@ class TransformerParameterDenoiser(ModelMixin, ConfigMixin):
         if self.position_embedding is not None:
             hidden = hidden + self.position_embedding  # (n, tokens, width)
         if self.condition_embedding is not None:
-            if condition is None:
-                raise ValueError(f"This denoiser needs a condition (n, {self.config.condition_dim}).")
-            embedded = self.condition_embedding(condition.to(sample.dtype))  # (n, width)
+            embedded = self.condition_embedding(condition, sample)  # (n, width)
             time, hidden, counts = time + embedded, torch.cat([hidden, embedded[:, None]], dim=1), [*counts, 1]
         time = nn.functional.silu(time)
 

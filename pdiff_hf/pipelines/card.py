@@ -22,6 +22,7 @@ from ..hub.cards import (
     published_name,
     render,
 )
+from .guidance import KnownConditions
 
 
 def write_pipeline_card(
@@ -70,6 +71,8 @@ def write_pipeline_card(
         scheduler_class=type(pipe.scheduler).__name__,
         num_inference_steps=pipe.config.default_num_inference_steps,
         autoguidance_scale=pipe.config.default_autoguidance_scale,
+        guidance_scale=pipe.config.get("default_guidance_scale", 1.0),
+        conditions=None if pipe.conditions is None else _describe_conditions(pipe.conditions),
         image_count=metrics["generator"].get("function_matching", {}).get("count"),
         recipe={
             stage: {name: value for name, value in settings.items() if value is not None and value is not False}
@@ -85,6 +88,27 @@ def write_pipeline_card(
         pictures={name: title for name, title in PICTURES.items() if (Path(folder) / name).is_file()},
     )
     write_text(Path(folder) / "README.md", text)
+
+
+def _describe_conditions(known: KnownConditions) -> dict[str, Any]:
+    """Returns what a card states of conditions, with the first of the zoo as an example."""
+    meaning, first = known.meaning, known.trained[0].tolist()
+    example = (
+        [name for name, bit in zip(meaning.names, first, strict=True) if bit] if meaning.kind == "bits" else first
+    )
+    distance = {
+        "bits": "the number of bits that differ",
+        "simplex": "the total variation",
+        "numbers": "the largest difference, in standard deviations of the zoo's conditions",
+    }
+    return {
+        **meaning.to_dict(),
+        "dim": meaning.dim,
+        "names": describe_layout(meaning.names),
+        "count": len(known.trained),
+        "example": str([round(one, 4) if isinstance(one, float) else one for one in example]),
+        "distance": distance[meaning.kind],
+    }
 
 
 def headline(metrics: Mapping[str, Any]) -> str:

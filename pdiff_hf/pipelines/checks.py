@@ -45,7 +45,6 @@ ALLOWED: dict[str, tuple] = {
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", None),  # none is learned
 }
 LARGEST_SETTING = 10_000  # no sampler has as many steps
-LARGEST_SCALE = 10.0  # of guidance
 
 
 class SchedulerError(ValueError):
@@ -132,20 +131,6 @@ def as_number(name: str, value: Any) -> float:
         if 0 <= float(value) < math.inf:
             return float(value)
     raise ValueError(f"{name} must be a finite number of at least 0, but is {value!r:.50}.")
-
-
-def as_scale(value: Any, guide: Any) -> float:
-    """Returns the strength of autoguidance as a float.
-
-    Raises:
-        ValueError: If it is not a number from 0 to `LARGEST_SCALE`, or is positive without a guide.
-    """
-    scale = as_number("autoguidance_scale", value)
-    if scale > LARGEST_SCALE:
-        raise ValueError(f"autoguidance_scale must be at most {LARGEST_SCALE:g}, but is {scale}.")
-    if scale and guide is None:
-        raise ValueError(f"autoguidance_scale is {scale}, but this pipeline has no guide; leave it out, or pass 0.")
-    return scale
 
 
 def check_arguments(

@@ -15,6 +15,7 @@ from ..hub.files import RepositoryFiles
 from ..hub.safety import broken_files, own_files, printable, read_json
 from ..targets.processing_parameters import ParameterProcessor
 from .card import number
+from .guidance import KnownConditions
 from .loading import COMPONENTS, read_index
 
 DESCRIBING = (
@@ -34,7 +35,8 @@ def describe_pipeline(
     Returns:
         JSON types: `name, commit, size` (bytes), `largest_file, generated` (`names`, `parameter_dim`), `target`
         (`class`, `labels`), `autoencoder, denoiser, scheduler` (classes), `latent_dim, num_inference_steps,
-        autoguidance_scale`, and, where they are known, `data, verdict, accuracy, dispersion, costs`.
+        autoguidance_scale, guidance_scale, conditions` (`kind`, `names`, `complement`, `trained_count`; or None) and,
+        where they are known, `data, verdict, accuracy, dispersion, costs`.
 
     Raises:
         HubError: If it cannot be read.
@@ -71,7 +73,12 @@ def describe_pipeline(
             "latent_dim": int(read_json(folder / "autoencoder" / "config.json")["latent_dim"]),
             "num_inference_steps": index.get("default_num_inference_steps"),
             "autoguidance_scale": index.get("default_autoguidance_scale", 0.0),
+            "conditions": None,
+            "guidance_scale": index.get("default_guidance_scale", 1.0),
         }
+        if index.get("conditions") is not None:
+            known = KnownConditions.from_dict(index["conditions"])
+            described["conditions"] = known.meaning.to_dict() | {"trained_count": len(known.trained)}
         if "sets" in metrics:
             described["verdict"] = {key: metrics["verdict"][key] for key in ("word", "reason")}
             sets = metrics["sets"]
@@ -99,9 +106,13 @@ def description_table(described: dict[str, Any]) -> str:
         "autoencoder": f"{described['autoencoder']}, {described['latent_dim']} latents",
         "denoiser": described["denoiser"],
         "sampler": f"{described['scheduler']}, {described['num_inference_steps']} steps"
+        + (f", guidance {described['guidance_scale']}" if described["guidance_scale"] != 1 else "")
         + (f", autoguidance {described['autoguidance_scale']}" if described["autoguidance_scale"] else ""),
         "size": f"{described['size']:,} bytes, most of it {described['largest_file']}",
     }
+    if conditions := described["conditions"]:
+        meant = ", ".join(conditions["names"][:10]) + (", …" if len(conditions["names"]) > 10 else "")
+        rows["conditions"] = f"{conditions['kind']} for {meant}; {conditions['trained_count']} in the zoo"
     data = {key: value for key, value in described["data"].items() if value is not None}
     if data:
         rows["fitted to"] = ", ".join(f"{key} {value}" for key, value in data.items())

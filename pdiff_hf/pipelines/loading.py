@@ -20,7 +20,8 @@ from ..folders import finish_replacing
 from ..hub.files import RepositoryFiles
 from ..hub.safety import BrokenFileError, UnsafeFileError, broken_files, own_files, read_json
 from ..targets.loading import LOADING, AnyTargetModel, bounded, load_network
-from .checks import LARGEST_SETTING, as_scale, check_scheduler, load_scheduler
+from .checks import LARGEST_SETTING, check_scheduler, load_scheduler
+from .guidance import KnownConditions, as_autoguidance_scale, as_guidance_scale
 
 logger = logging.get_logger(__name__)
 
@@ -134,7 +135,9 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{steps!r:.50} and its image_processor_config {images!r:.50}."
         )
     with broken_files(where):
-        as_scale(index.get("default_autoguidance_scale", 0.0), index.get("guide", [None])[0])
+        as_autoguidance_scale(index.get("default_autoguidance_scale", 0.0), index.get("guide", [None])[0])
+        known = KnownConditions.from_dict(index["conditions"]) if index.get("conditions") is not None else None
+        as_guidance_scale(index.get("default_guidance_scale", 1.0), known)
     return index
 
 
@@ -167,7 +170,7 @@ def load_components(
             loaded[role] = _load_model(cls, read_json(folder / role / "config.json"), weights, where)
             if precision is not None:
                 loaded[role].to(precision)
-    _require_fit(loaded, folder)
+    _require_fit(loaded, folder, len((index.get("conditions") or {}).get("names", ())))
     return loaded
 
 
@@ -202,11 +205,13 @@ def _load_model(cls: Any, config: dict[str, Any], files: list[Path], where: str)
     return model.eval()
 
 
-def _require_fit(loaded: Mapping[str, Any], folder: Path) -> None:
-    """Raises `BrokenFileError` or `LayoutError` if components do not belong to one another."""
+def _require_fit(loaded: Mapping[str, Any], folder: Path, condition_dim: int) -> None:
+    """Raises `BrokenFileError` or `LayoutError` if components do not belong to one another, or to the conditions."""
     configs = {role: component.config for role, component in loaded.items() if role in MODELS}
     dims = {"latent_dim": {role: config["latent_dim"] for role, config in configs.items()}}
     dims["parameter_dim"] = {role: config["parameter_dim"] for role, config in configs.items() if role == MODELS[0]}
+    taken = {role: config.get("condition_dim", 0) for role, config in configs.items() if role != MODELS[0]}
+    dims["condition_dim"] = taken | {"conditions": condition_dim}
     if "processor" in loaded:
         dims["parameter_dim"]["processor"] = loaded["processor"].parameter_dim
     for key, values in dims.items():

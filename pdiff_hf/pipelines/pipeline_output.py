@@ -208,11 +208,12 @@ def number_draws(
     source: Any,
     scheduler: str,
     sampling: dict[str, Any],
+    conditions: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the provenance of each network: what describes all of them, and its seed and place in the call.
 
     `source` is the `Source` that the pipeline was loaded from, None if it was not; `scheduler` the name of its class,
-    and `sampling` its settings.
+    and `sampling` its settings; `conditions` are those that the networks were drawn for, `(count, c)`.
     """
     repository = source.repository if source else None
     drawing = {
@@ -222,10 +223,13 @@ def number_draws(
         **sampling,
         "diffusers_version": diffusers.__version__,
     }
+    own = [{} for _ in range(count)] if conditions is None else [{"condition": row} for row in conditions.tolist()]
     if isinstance(generator, list):
-        return [{**drawing, "seed": g.initial_seed(), "index": 0} for g in generator]
+        return [
+            {**drawing, **one, "seed": g.initial_seed(), "index": 0} for g, one in zip(generator, own, strict=True)
+        ]
     seed = None if generator is None else generator.initial_seed()
-    return [{**drawing, "seed": seed, "index": i} for i in range(count)]
+    return [{**drawing, **one, "seed": seed, "index": i} for i, one in enumerate(own)]
 
 
 class CallState(threading.local):
@@ -245,11 +249,14 @@ class PDiffPipelineOutput(BaseOutput):
         parameters: `(num_models, D)` float32, a tensor (`output_type` `"model"`, `"pt"`) or an array (`"np"`).
         models: The networks, for `output_type="model"`.
         latents: `(num_models, latent_dim)`, for `output_type="latent"`, in place of the rest.
+        condition_distance: `(num_models,)` float32, how far each network's condition is from the nearest one of the
+            zoo (see `Conditions.distances`), if the networks are drawn for conditions.
     """
 
     parameters: torch.Tensor | np.ndarray | None = None
     models: DrawnNetworks | None = None
     latents: torch.Tensor | None = None
+    condition_distance: torch.Tensor | None = None
 
     def logits(self, inputs: Inputs) -> torch.Tensor:
         """Returns the logits of all networks `(num_models, batch, classes)` float32; see `DrawnNetworks.logits`."""

@@ -17,13 +17,13 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
-from ..folders import replace_folder
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
-from .checks import as_count, as_number, as_scale, check_arguments, check_generator, check_scheduler, returned_latents
+from .checks import as_count, as_number, check_arguments, check_generator, check_scheduler, returned_latents
+from .guidance import Guidance, KnownConditions, as_autoguidance_scale, as_condition, as_guidance_scale
 from .loading import Source, load_arguments, locate
 from .pipeline_output import CallState, DrawnNetworks, PDiffPipelineOutput, number_draws
-from .saving import keep_files, read_attachments, write_attachments
+from .saving import replace_pipeline
 
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
 
@@ -43,16 +43,16 @@ class PDiffPipeline(DiffusionPipeline):
         processor: The layout of a vector.
         target_model: The network whose parameters are generated. It holds the average of the training checkpoints in
             the generated positions, and works as it stands.
-        guide: An under-trained state of the denoiser, which samples are guided away from (autoguidance, Karras et al.
-            2024, arXiv 2406.02507).
-        default_num_inference_steps: Steps of the sampler if the call names none.
-        default_autoguidance_scale: Strength of autoguidance if the call names none.
+        guide: An under-trained state of the denoiser, which samples are guided away from (see `Guidance`).
+        default_num_inference_steps, default_autoguidance_scale, default_guidance_scale: Those of a call without any.
         image_processor_config: Preprocessing of the network's images; saved as `preprocessor_config.json`, and with
             every drawn network.
+        conditions: What `KnownConditions.to_dict` returns, if networks are drawn for conditions.
 
     Attributes:
-        metrics: How it was made and what was measured: the content of the `metrics.json` that is saved with it. None
-            if not known, and of a pipeline from the Hub, whose own goes with it.
+        conditions: The `KnownConditions`: what conditions mean, and those of the zoo; None without.
+        metrics: How it was made and what was measured, the content of its `metrics.json`; None if not known, and of a
+            pipeline from the Hub, whose own goes with it.
     """
 
     model_cpu_offload_seq = "guide->denoiser->autoencoder"
@@ -74,6 +74,8 @@ class PDiffPipeline(DiffusionPipeline):
         default_num_inference_steps: int = 20,
         default_autoguidance_scale: float = 0.0,
         image_processor_config: dict[str, Any] | None = None,
+        conditions: dict[str, Any] | None = None,
+        default_guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self._call = CallState()
@@ -84,9 +86,13 @@ class PDiffPipeline(DiffusionPipeline):
         preprocessing = json.loads(json.dumps(image_processor_config, default=lambda value: value.tolist()))
         self.register_to_config(
             default_num_inference_steps=as_count("default_num_inference_steps", default_num_inference_steps),
-            default_autoguidance_scale=as_scale(default_autoguidance_scale, guide),
+            default_autoguidance_scale=as_autoguidance_scale(default_autoguidance_scale, guide),
             image_processor_config=preprocessing,
         )
+        self.conditions = KnownConditions.of_pipeline(conditions, denoiser=denoiser, guide=guide)
+        scale = as_guidance_scale(default_guidance_scale, self.conditions)
+        if self.conditions:  # the files of other pipelines stay as they always were
+            self.register_to_config(conditions=self.conditions.to_dict(), default_guidance_scale=scale)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute or component; a scheduler must belong to the denoiser, else `SchedulerError`."""
@@ -114,6 +120,8 @@ class PDiffPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        condition: Any = None,
+        guidance_scale: float | None = None,
         autoguidance_scale: float | None = None,
         output_type: str = "model",
         temperature: float = 1.0,
@@ -121,24 +129,23 @@ class PDiffPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[PDiffPipeline, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> PDiffPipelineOutput | tuple:
-        """Draws networks.
+        """Draws networks, and returns a `PDiffPipelineOutput`.
 
         Args:
             num_models: How many.
-            num_inference_steps: Steps of the sampler; fewer are faster and, below the default, draw networks that are
-                closer to the average.
+            num_inference_steps: Steps of the sampler; fewer than the default draw networks closer to the average.
             generator: Decides the noise. A list, one for each network, makes a network independent of its batch.
             latents: Initial noise `(num_models, latent_dim)` of unit variance, in place of drawn noise.
+            condition: What networks are drawn for, with `conditions`: c numbers, or `num_models` rows of them; of bits
+                also the names that are 1, such as `["3", "7"]`.
+            guidance_scale: How far to go from the unconditional to the conditional prediction, which is at 1.
             autoguidance_scale: How far to extrapolate from the guide's prediction beyond the denoiser's; 0 for not.
             output_type: `"model"`, `"pt"`, `"np"` or `"latent"`.
             temperature: Factor on the final latents: 1 as trained, 0 gives `decode(0)`.
-            return_dict: `False` for a plain tuple.
-            callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": …})` after each step; what it
-                returns, a dict, may hold other latents.
+            return_dict: `False` for a plain tuple of the fields that are set.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": …})` after each step; returns a
+                dict, which may hold other latents.
             callback_on_step_end_tensor_inputs: Names of what the callback gets.
-
-        Returns:
-            A `PDiffPipelineOutput`, or a tuple of its fields that are set.
 
         Raises:
             ValueError: If an argument does not fit, in a sentence that names it.
@@ -151,8 +158,7 @@ class PDiffPipeline(DiffusionPipeline):
         num_models, temperature = as_count("num_models", num_models), as_number("temperature", temperature)
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         num_inference_steps = as_count("num_inference_steps", steps, scheduler.config.num_train_timesteps)
-        scale = self.config.default_autoguidance_scale if autoguidance_scale is None else autoguidance_scale
-        autoguidance_scale = as_scale(scale, self.guide)
+        guidance = Guidance.of_call(self, num_models, condition, guidance_scale, autoguidance_scale)
         shape = (num_models, self.denoiser.config.latent_dim)
         asked = callback_on_step_end_tensor_inputs or []
         check_arguments(shape, generator, latents, output_type, asked, self._callback_tensor_inputs)
@@ -172,10 +178,7 @@ class PDiffPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 model_input = scheduler.scale_model_input(latents, t)
-                predicted = self.denoiser(model_input, t).sample
-                if autoguidance_scale:
-                    predicted = predicted + autoguidance_scale * (predicted - self.guide(model_input, t).sample)
-                latents = scheduler.step(predicted, t, latents, **extra).prev_sample
+                latents = scheduler.step(guidance(model_input, t), t, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": latents})
                     latents = returned_latents(changed, latents)
@@ -189,13 +192,12 @@ class PDiffPipeline(DiffusionPipeline):
             self.processor.check(parameters)
             fields = {"parameters": parameters.cpu().numpy() if output_type == "np" else parameters}
         if output_type == "model":
-            sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature}
-            sampling |= {"autoguidance_scale": autoguidance_scale} if autoguidance_scale else {}
-            provenance = number_draws(num_models, generator, self._source, type(scheduler).__name__, sampling)
-            preprocessing = self.config.image_processor_config or {}
-            fields["models"] = DrawnNetworks(self.target_model, self.processor, parameters, preprocessing, provenance)
+            sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature, **guidance.describe()}
+            how = (self._source, type(scheduler).__name__, sampling, guidance.condition)
+            about = self.config.image_processor_config or {}, number_draws(num_models, generator, *how)
+            fields["models"] = DrawnNetworks(self.target_model, self.processor, parameters, *about)
         self.maybe_free_model_hooks()
-        output = PDiffPipelineOutput(**fields)
+        output = PDiffPipelineOutput(**fields, condition_distance=guidance.condition_distance)
         return output if return_dict else output.to_tuple()
 
     def iter(
@@ -204,6 +206,8 @@ class PDiffPipeline(DiffusionPipeline):
         batch_size: int = 64,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
+        condition: Any = None,
+        guidance_scale: float | None = None,
         autoguidance_scale: float | None = None,
         output_type: str = "model",
         temperature: float = 1.0,
@@ -214,25 +218,26 @@ class PDiffPipeline(DiffusionPipeline):
         """
         num_models, batch_size = as_count("num_models", num_models), as_count("batch_size", batch_size)
         check_generator(generator, num_models)
+        condition = as_condition(self.conditions, condition, num_models)
+        how = (guidance_scale, autoguidance_scale, output_type, temperature)
         for start in range(0, num_models, batch_size):
-            count = min(batch_size, num_models - start)
-            own = generator[start : start + count] if isinstance(generator, list) else generator
-            output = self(count, num_inference_steps, own, None, autoguidance_scale, output_type, temperature)
+            batch = slice(start, min(start + batch_size, num_models))
+            own = generator[batch] if isinstance(generator, list) else generator
+            asked = None if condition is None else condition[batch]
+            output = self(batch.stop - start, num_inference_steps, own, None, asked, *how)
             yield cast(PDiffPipelineOutput, output)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PDiffPipeline:
         """Loads a pipeline from a folder or from the Hub.
 
-        Only the configurations and safetensors weights of the components are fetched; each file is compared with its
-        checksum, a cached one too, and a damaged one is fetched once more. Files that do not fit one another are found
-        before memory is taken for what they ask for.
+        Only configurations and safetensors weights are fetched and compared with their checksums, cached ones too.
+        Files that do not fit one another are found before memory is taken for what they ask for.
 
         Args:
             pretrained_model_name_or_path: A folder, or an id such as `"org/name"`.
             **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `variant`, `dtype` and
-                `device_map` (a device) as `DiffusionPipeline.from_pretrained` takes them; and components or settings
-                of the constructor to be used in place of the stored ones.
+                `device_map` (a device) as diffusers takes them, and arguments of the constructor over stored ones.
 
         Raises:
             HubError: If it cannot be fetched; the subclasses of `pdiff_hf.hub.client` say why.
@@ -265,19 +270,16 @@ class PDiffPipeline(DiffusionPipeline):
     ) -> str | None:
         """Saves the pipeline with its preprocessing, `metrics.json`, card and figures; takes what diffusers takes.
 
-        The card is written from `metrics`, unless somebody wrote it by hand. With `push_to_hub`, the arguments of the
-        method of that name are taken too, and the address of the commit is returned.
+        The card is written from `metrics`, unless somebody wrote it by hand. With `push_to_hub`, the arguments of that
+        method are taken too, and the address of the commit is returned.
         """
         folder = Path(save_directory)
         pushing = {key: kwargs.pop(key) for key in PUSHING if key in kwargs}
         repo_id = kwargs.pop("repo_id", folder.name)
         if kwargs.pop("safe_serialization", True) is False:
             raise UnsafeFileError("safe_serialization=False asks for pickled weights, which are never written.")
-        attached = read_attachments(self._source, pushing.get("token"), push_to_hub)
-        with replace_folder(folder) as temporary:
+        with replace_pipeline(folder, self, kwargs.get("variant"), pushing.get("token"), push_to_hub) as temporary:
             super().save_pretrained(temporary, *args, **kwargs)
-            keep_files(folder, temporary, kwargs.get("variant"))
-            write_attachments(temporary, self, attached)
         return share(folder, repo_id, **pushing) if push_to_hub else None
 
     def push_to_hub(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging
 
-from ..folders import write_json
+from ..folders import replace_folder, write_json
 from ..hub.cards import has_own_card
 from ..hub.client import HubError, HubNotFoundError
 from ..hub.safety import matches, own_files
@@ -20,6 +22,21 @@ from .loading import Source, is_of_variant
 logger = logging.get_logger(__name__)
 
 ATTACHMENTS = ("README.md", "metrics.json", "*.png", "LICENSE*")
+
+
+@contextmanager
+def replace_pipeline(
+    folder: Path, pipe: Any, variant: str | None, token: str | bool | None, push: bool
+) -> Iterator[Path]:
+    """Yields a folder for a pipeline's components, and puts it in the place of another with what goes with them.
+
+    `variant` is that of the weights, `token` and `push` are for `read_attachments`.
+    """
+    attached = read_attachments(pipe._source, token, push)
+    with replace_folder(folder) as temporary:
+        yield temporary
+        keep_files(folder, temporary, variant)
+        write_attachments(temporary, pipe, attached)
 
 
 def read_attachments(source: Source | None, token: str | bool | None, push: bool) -> dict[str, bytes]:

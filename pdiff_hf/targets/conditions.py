@@ -42,7 +42,7 @@ class Conditions:
         are_text = all(isinstance(name, str) for name in self.names)
         if not self.names or not are_text or len(set(self.names)) < len(self.names):
             raise ConditionError(
-                f"The numbers of a condition need different names, at least one, not {_some(self.names)}."
+                f"The numbers of a condition need different names, at least one, not {_some_names(self.names)}."
             )
         if not isinstance(self.complement, bool) or (self.complement and self.kind != "bits"):
             raise ConditionError(
@@ -153,7 +153,9 @@ class Conditions:
     def _bits(self, chosen: Sequence[str]) -> list[float]:
         unknown = [name for name in chosen if name not in self.names]
         if unknown:
-            raise ConditionError(f"There is no {unknown[0]!r} among the names of a condition: {_some(self.names)}.")
+            raise ConditionError(
+                f"There is no {unknown[0]!r} among the names of a condition: {_some_names(self.names)}."
+            )
         return [float(name in chosen) for name in self.names]
 
     def _expected(self) -> str:
@@ -162,7 +164,7 @@ class Conditions:
             "simplex": "each at least 0, with sum 1",
             "numbers": "finite",
         }
-        return f"a list of {self.dim} numbers ({meaning[self.kind]}) for {_some(self.names)}"
+        return f"a list of {self.dim} numbers ({meaning[self.kind]}) for {_some_names(self.names)}"
 
 
 def _are_names(value: Any) -> bool:
@@ -177,7 +179,7 @@ def _is_one(value: Any) -> bool:
     )
 
 
-def _some(names: Sequence[Any]) -> str:
+def _some_names(names: Sequence[Any]) -> str:
     return ", ".join(map(repr, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 

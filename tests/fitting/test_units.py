@@ -24,7 +24,7 @@ from pdiff_hf import (
     make_processor,
 )
 from pdiff_hf.data.images import Preprocessing
-from pdiff_hf.fitting.guidance import choose_autoguidance, rank_statistic
+from pdiff_hf.fitting.guidance import SCALES, best_tried, choose_autoguidance, rank_statistic
 from pdiff_hf.fitting.settings import RecipeError
 from pdiff_hf.fitting.units import choose_recipe, find_symmetries
 from pdiff_hf.zoo.settings import shared_names
@@ -79,8 +79,8 @@ def test_a_fit_yields_a_pipeline_with_a_guide_and_states_what_it_saw(zoo, recipe
 
     generator = pipe.metrics["generator"]
     assert generator["function_matching"] == {"images": images.train.fingerprint(), "count": len(images.train)}
-    assert {found["scale"] for found in generator["autoguidance"]} == {0.0, 0.5, 1.0}
-    assert pipe.config.default_autoguidance_scale in {0.0, 0.5, 1.0}
+    assert {found["scale"] for found in generator["autoguidance"]} == set(SCALES)
+    assert pipe.config.default_autoguidance_scale in SCALES
     assert generator["snapshot"]["steps"] <= STEPS
     assert pipe.denoiser.config.token_groups == pipe.autoencoder.config.token_groups
     assert not all(map(torch.equal, pipe.guide.parameters(), pipe.denoiser.parameters()))
@@ -129,17 +129,32 @@ def test_a_transformer_without_units_is_refused(zoo, recipe, images):
         fit(zoo, linear, images)
 
 
-def test_autoguidance_is_chosen_by_score_among_faithful_distances(zoo, recipe, images):
+def test_autoguidance_is_chosen_of_all_scales(zoo, recipe, images):
     pipe = fit(zoo, recipe, images)
     symmetries = find_symmetries(zoo, images)
     networks = {name: symmetries.canonicalize(split.parameters) for name, split in zoo.splits.items()}
 
     scale, tried = choose_autoguidance(pipe, symmetries, networks, images, seed=0)
 
-    faithful = [found for found in tried if abs(found["z"]) <= 2]
-    best = max(faithful, key=lambda f: f["score"]) if faithful else min(tried, key=lambda f: abs(f["z"]))
-    assert scale == best["scale"]
-    assert [found["scale"] for found in tried] == [0.0, 0.5, 1.0]
+    assert [found["scale"] for found in tried] == list(SCALES)
+    assert scale == best_tried(tried)["scale"]
+
+
+def tried(score: float, z: float, z_function: float) -> dict[str, float]:
+    return {"score": score, "score_error": 0.01, "z": z, "z_function": z_function}
+
+
+@pytest.mark.parametrize(
+    ("all_tried", "best"),
+    [
+        ([tried(0.9, 0.0, 9.0), tried(0.8, 0.0, 0.0)], 0),  # the better score
+        ([tried(0.9, 3.0, 0.0), tried(0.8, 1.0, 0.0)], 1),  # among those as far from the zoo as real networks
+        ([tried(0.9, 5.0, 0.0), tried(0.8, -3.0, 0.0)], 1),  # or, without any, the one that comes closest
+        ([tried(0.9, 0.0, 4.0), tried(0.895, 1.0, -2.0)], 1),  # equally good ones: by the distance of functions
+    ],
+)
+def test_scale_with_the_best_score_among_those_as_far_from_the_zoo_as_real_networks_is_chosen(all_tried, best):
+    assert best_tried(all_tried) is all_tried[best]
 
 
 def test_rank_statistic_is_zero_for_the_same_values_and_signed_otherwise():

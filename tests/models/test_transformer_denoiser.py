@@ -1,4 +1,4 @@
-"""The transformer denoiser: equivariance, edges, positions, conditions, and what it refuses."""
+"""The transformer denoiser: equivariance, edges, positions, and what it refuses."""
 
 from __future__ import annotations
 
@@ -96,26 +96,6 @@ def test_messages_go_along_the_edges_alone():
     assert to_source[0].abs().sum(1).nonzero().flatten().tolist() == [3]
     assert to_target[0].abs().sum(1).nonzero().flatten().tolist() == [2]
     assert denoiser(latents, 300).sample.shape == latents.shape
-
-
-@torch.no_grad()
-def test_a_condition_changes_the_prediction_and_is_asked_for():
-    denoiser, latents = build(condition_dim=4), draw(2)
-
-    condition = torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]])
-    predicted = denoiser(latents, 300, condition).sample
-
-    assert torch.allclose(predicted[:1], denoiser(latents[:1], 300, condition[:1]).sample, atol=1e-5)
-    assert not torch.allclose(predicted, denoiser(latents, 300, condition.flip(0)).sample, atol=1e-2)
-    with pytest.raises(ValueError, match=r"needs a condition \(n, 4\)"):
-        denoiser(latents, 300)
-
-
-@torch.no_grad()
-def test_a_denoiser_without_conditions_ignores_one():
-    denoiser, latents = build(), draw(2)
-
-    assert torch.equal(denoiser(latents, 300, torch.ones(2, 4)).sample, denoiser(latents, 300).sample)
 
 
 @pytest.mark.parametrize(

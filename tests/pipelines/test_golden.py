@@ -67,7 +67,11 @@ def test_the_golden_pipeline_draws_its_golden_samples(pipe: PDiffPipeline, name:
     ("name", "component"),
     [
         *(("pipeline", component) for component in ("autoencoder", "denoiser", "target_model")),
-        *(("units", component) for component in ("autoencoder", "denoiser", "guide")),
+        *(
+            (name, component)
+            for name in ("units", "conditional")
+            for component in ("autoencoder", "denoiser", "guide")
+        ),
     ],
 )
 def test_another_weight_draws_other_samples(pipe: PDiffPipeline, name: str, component: str):

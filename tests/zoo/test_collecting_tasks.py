@@ -237,6 +237,8 @@ def test_the_snippets_of_the_documentation_run(tmp_path: Path, monkeypatch: pyte
     namespace = run_snippets(Path(__file__).parents[2] / "docs" / "conditional.md")
 
     assert load_checkpoints("contrasts").conditions == namespace["Contrasts"].conditions
+    assert namespace["out"].condition_distance.shape == (4,)
+    assert namespace["pipe"].conditions.meaning == namespace["Contrasts"].conditions
     assert load_checkpoints("pets").zoo.condition == [[1, 1, 0, 0], [1, 0, 0, 0]]
 
 
