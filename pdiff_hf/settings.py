@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,12 @@ def require_within(settings: Any, lowest: float, *names: str, highest: float = m
         if value is not None and not (lowest <= value <= highest and value < math.inf):
             expected = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
             raise ValueError(f"--{name} must be {expected}, but is {value}.")
+
+
+def say(text: str) -> None:
+    """Prints a line once, in the first of the processes that `accelerate launch` started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def run_script(main: Callable[[], Any]) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..data.images import ImageData
+from ..settings import say
 from ..zoo.checkpoints import Checkpoints
 from ..zoo.settings import collection_of, load_images_of
 
@@ -29,9 +30,9 @@ def images_of(
         ImageDataError: If there are none where they should be.
     """
     if dataset_name is None and not checkpoints.collection.get("settings"):
-        print(MISSING.format(reason="the zoo does not state where they are"))
+        say(MISSING.format(reason="the zoo does not state where they are"))
         return None
     if dataset_name is None and not Path(source).is_dir():
-        print(MISSING.format(reason="the zoo is from the Hub, and what it names is not read unasked"))
+        say(MISSING.format(reason="the zoo is from the Hub, and what it names is not read unasked"))
         return None
     return load_images_of(collection_of(checkpoints, dataset_name))

@@ -22,7 +22,7 @@ from .._registration import COMPONENTS, component_class
 from ..folders import shipped_folder
 from ..pipelines.checks import SCHEDULERS
 from ..pipelines.guidance import LARGEST_SCALE
-from ..settings import OptimizationSettings, RunSettings, require_within, setting
+from ..settings import OptimizationSettings, RunSettings, require_within, say, setting
 
 NUM_TRAIN_TIMESTEPS = 1000
 RECIPES = sorted(path.stem for path in shipped_folder("recipes").glob("*.yaml"))
@@ -266,7 +266,7 @@ def parse_with_recipe(
     recipe = chosen.recipe
     if recipe == AUTO:
         recipe, reason = choose(chosen)
-        print(f"Recipe: {recipe}, because {reason}.")
+        say(f"Recipe: {recipe}, because {reason}.")
     defaults: Settings = getattr(load_recipe(recipe), stage.role)
     if chosen.type not in (None, defaults.type):
         defaults = dataclasses.replace(defaults, type=chosen.type, config=Config())

@@ -19,6 +19,7 @@ from pdiff_hf.fitting.settings import (
     parse_with_recipe,
 )
 from pdiff_hf.folders import shipped_folder
+from pdiff_hf.settings import say
 
 
 @pytest.fixture
@@ -169,3 +170,11 @@ def test_number_out_of_range_is_named(flag):
 
     with pytest.raises(ValueError, match=f"^--{name} must be .*, but is {value}\\.$"):
         parse(f"--{flag}")
+
+
+def test_a_line_is_said_by_the_first_process_alone(monkeypatch, capsys):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        say(f"process {rank}")
+
+    assert capsys.readouterr().out == "process 0\n"
