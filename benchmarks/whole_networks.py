@@ -172,8 +172,8 @@ def table(folder: Path) -> list[str]:
     """Returns one row for each case, variant and size of the zoo, over its seeds; accuracies in per cent."""
     lines = [
         "| case | generator | zoo | held-out | average | Gaussian | drawn: mean (worst) | R | F at equal errors | r "
-        "| Z_U | N&P(1) (held-out) | audit | fit s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| Z_U | AUC in function | N&P(1) (held-out) | audit | fit s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*/*-*-*.json")):
@@ -196,6 +196,7 @@ def table(folder: Path) -> list[str]:
             *(over_seeds(found, key, 2) for key in ("R", "F_at_equal_errors")),
             over_seeds(found, "r", 3),
             over_seeds(found, "z", 1),
+            f"{statistics.fmean(row['function_auc']['value'] for row in found):.2f}",
             f"{over_seeds(found, 'novel_and_performant', 2)} ({over_seeds(found, 'heldout_novel_and_performant', 2)})",
             ", ".join(sorted({row["verdict"] for row in found})),
             over_seeds(found, "fitting_seconds", 0),
