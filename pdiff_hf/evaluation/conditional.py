@@ -151,7 +151,7 @@ class ConditionalAuditor:
         networks = Networks(evaluated, self.align(flat))
         figures = ConditionalFigures(
             scores={name: torch.tensor(scores[name]).double() for name in CONDITIONAL_SETS if name in scores},
-            worst=own_scores.amin(1),
+            drawn=own_scores,
             disagreement=torch.tensor(disagreement).double(),
             real_disagreement=torch.tensor(self._disagreement).double(),
             variance=_variances(networks.aligned.split(drawn.shape[1])),

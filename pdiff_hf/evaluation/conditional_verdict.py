@@ -11,6 +11,7 @@ import torch
 from .evidence import COPY, STRICT_COPY
 from .intervals import Interval, bootstrap, weighted_mean
 from .measures import Criterion, Measure, criterion, within
+from .sets import CONDITIONAL_SETS
 
 FEWEST = 6  # held-out conditions from which on an interval over them is trusted
 IGNORED = 0.1  # share of what can be gained by the condition: less is ignoring it
@@ -34,7 +35,7 @@ class ConditionalFigures:
     """What was measured for m held-out conditions; every tensor of shape `(m,)` is float64."""
 
     scores: Mapping[str, torch.Tensor]  # mean test score of each set of `CONDITIONAL_SETS`, (m,)
-    worst: torch.Tensor  # test score of the worst drawn network
+    drawn: torch.Tensor  # test score of each drawn network, (m, n)
     disagreement: torch.Tensor  # of predictions, of two drawn networks
     real_disagreement: torch.Tensor  # of two networks that were trained on the task
     variance: torch.Tensor  # of drawn networks, aligned to the zoo's mean: the trace of their covariance
@@ -68,8 +69,8 @@ class ConditionalFigures:
         return (self.ratios[space] < limit * min(1.0, self.real_r[space])).double().mean(1)
 
     def _interval(self, statistic: Callable[[torch.Tensor], torch.Tensor]) -> Interval:
-        found = bootstrap(statistic, torch.arange(len(self.worst)))
-        return found if len(self.worst) >= FEWEST else Interval(found.value, -math.inf, math.inf)
+        found = bootstrap(statistic, torch.arange(len(self.drawn)))
+        return found if len(self.drawn) >= FEWEST else Interval(found.value, -math.inf, math.inf)
 
 
 def conditional_criteria(figures: ConditionalFigures) -> dict[str, Criterion]:
@@ -111,7 +112,7 @@ def _beats(figures: ConditionalFigures, name: str) -> Measure:
     scores = figures.scores
     room = figures.over_conditions(scores["heldout"] - scores[name])
     gain = figures.over_conditions(scores["generated"] - scores[name])
-    measure = within(f"gain over {name}", gain, room.value, MARGIN)
+    measure = within(f"gain over {CONDITIONAL_SETS[name].label}", gain, room.value, MARGIN)
     if measure.status == "failed" and room.low < MARGIN:
         return replace(measure, status="undecided")
     return measure

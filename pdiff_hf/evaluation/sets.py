@@ -39,7 +39,9 @@ CONDITIONAL_SETS = {  # what is compared on tasks that nobody trained
     "majority": ShownSet("always the most frequent class", "most frequent class", "#999999", "|"),
     "average": ShownSet("average of the zoo", "average of the zoo", "#F0E442", "*"),
     "nearest": ShownSet("networks of the nearest condition", "nearest", "#E69F00", "^"),
-    "nearest_relabeled": ShownSet("the same, relabeled ones too", "nearest, relabeled", "#E69F00", "v"),
+    "nearest_relabeled": ShownSet(
+        "networks of the nearest condition, relabeled ones too", "nearest, relabeled", "#E69F00", "v"
+    ),
     "nearest_mean": ShownSet("average of the networks of the nearest k", "average of nearest", "#CC79A7", "<"),
     "ridge": ShownSet("ridge regression", "ridge", "#56B4E9", "s"),
     "conditional_gaussian": ShownSet("conditional Gaussian", "conditional Gaussian", "#0072B2", "D"),
