@@ -68,7 +68,7 @@ def main() -> None:
 
 def run_seed(family: str, seed: int, arguments: argparse.Namespace) -> None:
     """Collects a zoo, and fits and audits what is missing of its cells."""
-    folder = arguments.output_dir / family
+    folder = arguments.output_dir / f"{Path(arguments.dataset_name).name}-{family}"
     paths = {count: folder / f"{count}-{seed}.json" for count in arguments.num_tasks}
     missing = {count: path for count, path in paths.items() if not path.is_file()}
     if not missing:

@@ -46,7 +46,7 @@ CONDITIONAL_SETS = {  # what is compared on tasks that nobody trained
     "ridge": ShownSet("ridge regression", "ridge", "#56B4E9", "s"),
     "conditional_gaussian": ShownSet("conditional Gaussian", "conditional Gaussian", "#0072B2", "D"),
     "hypernetwork": ShownSet("regression hypernetwork", "hypernetwork", "#009E73", "p"),
-    "parent": ShownSet("a network of all classes, pooled", "pooled network", "#009E73", "h"),
+    "parent": ShownSet("a network of all classes, pooled", "pooled network", "#999999", "h"),
 }
 
 
