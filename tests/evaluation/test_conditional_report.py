@@ -12,6 +12,7 @@ from PIL import Image
 from scripts import run
 
 from pdiff_hf import Checkpoints, ConditionError, ImageData, PDiffPipeline, Recipe, fit, load_recipe
+from pdiff_hf.evaluation import evaluate
 from pdiff_hf.evaluation.auditing import AuditSettings, audit_pipeline
 from pdiff_hf.evaluation.conditional_verdict import MEANINGS
 from pdiff_hf.evaluation.sets import CONDITIONAL_SETS
@@ -86,3 +87,11 @@ def test_tasks_that_are_not_known_by_name_are_refused(evaluated: Path, subsets_z
 
     with pytest.raises(ConditionError, match="does not name one of the tasks subsets, priors, angles; eval"):
         audit_pipeline(dataclasses.replace(settings, output_dir=str(tmp_path / "report")))
+
+
+def test_the_audit_of_generators_without_conditions_names_the_other_one(
+    evaluated: Path, collected_subsets: Checkpoints, small_digits: ImageData
+):
+    pipe = PDiffPipeline.from_pretrained(evaluated / "pipeline")
+    with pytest.raises(ConditionError, match=r"evaluated on held-out ones: by pdiff_hf\.audit_conditional"):
+        evaluate(pipe, collected_subsets, small_digits)
