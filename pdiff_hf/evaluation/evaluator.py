@@ -79,11 +79,7 @@ def evaluate(
         NonFiniteParametersError: If a sample is not finite, without `drop_broken`.
     """
     # 1. Draw the samples.
-    if pipe.conditions is not None:
-        raise ConditionError(
-            "This generator takes conditions, and is evaluated on held-out ones: by pdiff_hf.audit_conditional, or "
-            "by training/evaluate_pipeline.py."
-        )
+    _require_unconditional(pipe)
     require_held_out(checkpoints.splits, checkpoints.conditions)
     zoo = checkpoints.zoo
     pipe.processor.check(zoo.parameters)
@@ -142,6 +138,14 @@ def evaluate(
         costs={"sampling_seconds": sampling_seconds, "evaluation_seconds": time.perf_counter() - started},
         data={"test_images_sha256": images.test.fingerprint(), "task": task.name, "score_name": task.score_name},
     )
+
+
+def _require_unconditional(pipe: PDiffPipeline) -> None:
+    if pipe.conditions is not None:
+        raise ConditionError(
+            "This generator takes conditions, and is evaluated on held-out ones: by pdiff_hf.audit_conditional, or "
+            "by training/evaluate_pipeline.py."
+        )
 
 
 def _shown(answer: Audit, reference: Reference) -> dict[str, EvaluatedSet]:
