@@ -13,7 +13,10 @@ from .data.inputs import TensorData as TensorData
 from .data.inputs import TensorSplit as TensorSplit
 from .evaluation import Audit as Audit
 from .evaluation import Auditor as Auditor
+from .evaluation import ConditionalAudit as ConditionalAudit
+from .evaluation import ConditionalAuditor as ConditionalAuditor
 from .evaluation import audit as audit
+from .evaluation import audit_conditional as audit_conditional
 from .fitting.autoencoder import fit_autoencoder as fit_autoencoder
 from .fitting.denoiser import fit_denoiser as fit_denoiser
 from .fitting.pipeline import fit as fit

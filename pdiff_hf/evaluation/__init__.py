@@ -2,8 +2,22 @@
 
 from ..pipelines.card import metrics_table, summarize
 from .audit import Audit, Auditor, audit
+from .conditional import ConditionalAudit, ConditionalAuditor, audit_conditional
 from .evaluator import Evaluation, evaluate
 from .metrics import iou
 from .report import write_report
 
-__all__ = ["Audit", "Auditor", "Evaluation", "audit", "evaluate", "iou", "metrics_table", "summarize", "write_report"]
+__all__ = [
+    "Audit",
+    "Auditor",
+    "ConditionalAudit",
+    "ConditionalAuditor",
+    "Evaluation",
+    "audit",
+    "audit_conditional",
+    "evaluate",
+    "iou",
+    "metrics_table",
+    "summarize",
+    "write_report",
+]

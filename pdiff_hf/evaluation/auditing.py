@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,22 @@ import torch
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
+from ..data.images import ImageData
 from ..fitting.pipeline import describe_fit
 from ..folders import require_writable_folder
 from ..hub.files import RepositoryFiles
 from ..hub.safety import printable, read_json
-from ..pipelines.card import criteria_table, metrics_table, summarize
+from ..pipelines.card import report_parts
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..settings import HubSettings, require_within, setting
-from ..zoo.checkpoints import load_checkpoints
+from ..targets.conditions import ConditionError
+from ..targets.task import task_of
+from ..zoo.checkpoints import Checkpoints, load_checkpoints
 from ..zoo.fits import require_channels
 from ..zoo.settings import load_images_of_zoo
+from ..zoo.tasks import TASKS, tasks_of
+from .conditional import ConditionalAuditor
+from .conditional_report import write_conditional_report
 from .evaluator import evaluate
 from .report import add_report, write_report
 
@@ -38,7 +45,8 @@ class AuditSettings(HubSettings):
     )
     output_dir: str = setting("report", "Folder of the report.")
     dataset_name: str | None = setting(None, "Where the images are, if not where a local zoo was collected.")
-    num_models: int = setting(200, "Networks drawn from the generator.")
+    num_models: int = setting(200, "Networks drawn from the generator, if it takes no conditions.")
+    num_models_each: int = setting(20, "Networks drawn for each held-out condition, if it takes conditions.")
     num_baseline_models: int = setting(100, "Networks drawn from each baseline at each strength.")
     num_inference_steps: int | None = setting(None, "Steps of the sampler; by default the shipped ones.")
     temperature: float = setting(1.0, "Factor on the generator's latents.")
@@ -46,7 +54,7 @@ class AuditSettings(HubSettings):
     seed: int = setting(0, "Random seed for the samples of the generator and the baselines.")
 
     def __post_init__(self) -> None:
-        require_within(self, 2, "num_models")
+        require_within(self, 2, "num_models", "num_models_each")
         require_within(self, 1, "num_baseline_models", "num_inference_steps")
         require_within(self, 0, "temperature", "seed")
 
@@ -58,7 +66,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None, description
     accelerator = Accelerator()
     if accelerator.is_main_process:
         metrics = audit_pipeline(settings, accelerator.device)
-        for line in "\n\n".join([criteria_table(metrics), metrics_table(metrics), summarize(metrics)]).split("\n"):
+        parts = report_parts(metrics)
+        for line in "\n\n".join(parts[name] for name in ("criteria", "table", "summary")).split("\n"):
             print(printable(line))
         print(f"\nReport and figures: {settings.output_dir}")
     accelerator.wait_for_everyone()
@@ -95,6 +104,22 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
     if not is_folder:
         folder = RepositoryFiles(settings.pipeline, token=settings.hub_token).download(["metrics.json"])
     fitted = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else describe_fit(checkpoints)
+    measure = _audit_unconditional if pipe.conditions is None else _audit_conditional
+    metrics = measure(settings, pipe, checkpoints, images, fitted)
+    if is_folder:
+        add_report(settings.pipeline, pipe, settings.output_dir, metrics)
+        settings.push(settings.pipeline)
+    elif settings.push_to_hub:
+        with tempfile.TemporaryDirectory() as temporary:
+            pipe.save_pretrained(temporary)
+            add_report(temporary, pipe, settings.output_dir, metrics)
+            settings.push(temporary)
+    return metrics
+
+
+def _audit_unconditional(
+    settings: AuditSettings, pipe: PDiffPipeline, checkpoints: Checkpoints, images: ImageData, fitted: dict[str, Any]
+) -> dict[str, Any]:
     evaluation = evaluate(
         pipe,
         checkpoints,
@@ -106,13 +131,38 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
         temperature=settings.temperature,
         drop_broken=settings.drop_broken,
     )
-    metrics = write_report(settings.output_dir, evaluation, fitted, pipe.processor)
-    if is_folder:
-        add_report(settings.pipeline, pipe, settings.output_dir, metrics)
-        settings.push(settings.pipeline)
-    elif settings.push_to_hub:
-        with tempfile.TemporaryDirectory() as temporary:
-            pipe.save_pretrained(temporary)
-            add_report(temporary, pipe, settings.output_dir, metrics)
-            settings.push(temporary)
-    return metrics
+    return write_report(settings.output_dir, evaluation, fitted, pipe.processor)
+
+
+def _audit_conditional(
+    settings: AuditSettings, pipe: PDiffPipeline, checkpoints: Checkpoints, images: ImageData, fitted: dict[str, Any]
+) -> dict[str, Any]:
+    """Evaluates a conditional pipeline on held-out conditions and writes the report."""
+    # 1. What cannot be evaluated.
+    pipe.processor.check(checkpoints.zoo.parameters)
+    if checkpoints.conditions is None:
+        raise ConditionError(
+            f"{settings.pipeline} draws networks for conditions, but the zoo {settings.checkpoints} has none; name "
+            "the checkpoints that it was fitted to."
+        )
+    tasks = tasks_of(checkpoints, images)
+    if tasks is None:
+        raise ConditionError(
+            f"The zoo {settings.checkpoints} does not name one of the tasks {', '.join(TASKS)}; evaluate it with "
+            "pdiff_hf.audit_conditional, which takes tasks of your own."
+        )
+    if settings.drop_broken:
+        raise ConditionError("drop_broken is for generators without conditions; leave it out.")
+    # 2. Draw, and evaluate.
+    started = time.perf_counter()
+    baseline_models = {"num_baseline_models": settings.num_baseline_models, "seed": settings.seed}
+    auditor = ConditionalAuditor(checkpoints, images, tasks, **baseline_models)
+    sampling = time.perf_counter()
+    how = {"num_inference_steps": settings.num_inference_steps, "temperature": settings.temperature}
+    samples = auditor.draw(pipe, settings.num_models_each, settings.seed, **how)
+    costs = {"sampling_seconds": time.perf_counter() - sampling}
+    answer = auditor.audit(samples)
+    costs["evaluation_seconds"] = time.perf_counter() - started - costs["sampling_seconds"]
+    task = task_of(pipe.target_model.config)
+    data = {"task": task.name, "score_name": task.score_name, "test_images_sha256": images.test.fingerprint()}
+    return write_conditional_report(settings.output_dir, answer, fitted, {"data": data, "costs": costs})

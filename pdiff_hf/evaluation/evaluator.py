@@ -10,6 +10,7 @@ import torch
 
 from ..data.inputs import LabeledData, take_inputs
 from ..pipelines.pipeline_pdiff import PDiffPipeline
+from ..targets.conditions import ConditionError
 from ..targets.inference import network_logits, network_predictions
 from ..targets.processing_parameters import NonFiniteParametersError
 from ..targets.statistics import OwnStatistics
@@ -73,11 +74,13 @@ def evaluate(
         drop_broken: Leave out samples that are not finite, and count them as broken.
 
     Raises:
+        ConditionError: If the generator takes conditions; see `audit_conditional`.
         CheckpointsError: If two splits of the checkpoints have a condition in common.
         LayoutError: If the checkpoints are of another layout than the pipeline's.
         NonFiniteParametersError: If a sample is not finite, without `drop_broken`.
     """
     # 1. Draw the samples.
+    _require_unconditional(pipe)
     require_held_out(checkpoints.splits, checkpoints.conditions)
     zoo = checkpoints.zoo
     pipe.processor.check(zoo.parameters)
@@ -137,6 +140,14 @@ def evaluate(
         | auditor.own_statistics.costs,  # a part of the evaluation
         data={"test_images_sha256": images.test.fingerprint(), "task": task.name, "score_name": task.score_name},
     )
+
+
+def _require_unconditional(pipe: PDiffPipeline) -> None:
+    if pipe.conditions is not None:
+        raise ConditionError(
+            "This generator takes conditions, and is evaluated on held-out ones: by pdiff_hf.audit_conditional, or "
+            "by training/evaluate_pipeline.py."
+        )
 
 
 def _shown(answer: Audit, reference: Reference) -> dict[str, EvaluatedSet]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..folders import replace_folder, write_json, write_text
 from ..hub.cards import PICTURES
-from ..pipelines.card import criteria_table, metrics_table, number, summarize
+from ..pipelines.card import report_parts
+from ..pipelines.numbers import number
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..pipelines.saving import keep_files, write_metrics
 from ..targets.processing_parameters import ParameterProcessor
@@ -48,7 +49,8 @@ def write_report(
         }
     )
     figures = "\n\n".join(f"![{title}]({file})" for file, title in PICTURES.items())
-    parts = (criteria_table(metrics), summarize(metrics), metrics_table(metrics), figures, baselines_table(metrics))
+    found = report_parts(metrics)
+    parts = (found["criteria"], found["summary"], found["table"], figures, baselines_table(metrics))
     with replace_folder(folder) as temporary:
         write_json(temporary / "metrics.json", metrics)
         write_text(temporary / "report.md", "\n\n".join(parts) + "\n")
@@ -59,11 +61,14 @@ def write_report(
 def add_report(
     folder: str | os.PathLike, pipe: PDiffPipeline, report: str | os.PathLike, metrics: dict[str, Any]
 ) -> None:
-    """Puts what `write_report` wrote into the pipeline's folder, atomically: figures, `metrics.json` and card."""
+    """Puts a report, of either kind of generator, into the pipeline's folder: figures, `metrics.json` and card.
+
+    The folder is replaced atomically.
+    """
     pipe.metrics = metrics
     with replace_folder(folder) as temporary:
-        for picture in PICTURES:
-            shutil.copy(Path(report) / picture, temporary / picture)
+        for picture in Path(report).glob("*.png"):
+            shutil.copy(picture, temporary / picture.name)
         keep_files(Path(folder), temporary)
         write_metrics(temporary, pipe, Path(folder))
 

@@ -32,6 +32,23 @@ SETS = {  # by their keys in metrics.json; the zoo is where shrinking toward the
     "generated": ShownSet("**generated**", "generated", "#D55E00", "P"),
 }
 
+CONDITIONAL_SETS = {  # what is compared on tasks that nobody trained
+    "generated": SETS["generated"],
+    "heldout": ShownSet("networks trained on the task", "trained on the task", "#000000", "x"),
+    "shuffled": ShownSet("generated for other held-out conditions", "other conditions", "#999999", "o"),
+    "majority": ShownSet("always the most frequent class", "most frequent class", "#999999", "|"),
+    "average": ShownSet("average of the zoo", "average of the zoo", "#F0E442", "*"),
+    "nearest": ShownSet("networks of the nearest condition", "nearest", "#E69F00", "^"),
+    "nearest_relabeled": ShownSet(
+        "networks of the nearest condition, relabeled ones too", "nearest, relabeled", "#E69F00", "v"
+    ),
+    "nearest_mean": ShownSet("average of the networks of the nearest k", "average of nearest", "#CC79A7", "<"),
+    "ridge": ShownSet("ridge regression", "ridge", "#56B4E9", "s"),
+    "conditional_gaussian": ShownSet("conditional Gaussian", "conditional Gaussian", "#0072B2", "D"),
+    "hypernetwork": ShownSet("regression hypernetwork", "hypernetwork", "#009E73", "p"),
+    "parent": ShownSet("a network of all classes, pooled", "pooled network", "#999999", "h"),
+}
+
 
 def family_of(baseline: str) -> str:
     """Returns the name of a baseline without its setting."""

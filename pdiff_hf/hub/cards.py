@@ -28,6 +28,8 @@ PICTURES = {
     "reverse_process.png": "Score along the reverse process",
     "embedding.png": "Zoo, held-out checkpoints and samples in two dimensions",
 }
+CONDITIONAL_PICTURES = {"conditions.png": "Score on tasks that nobody trained"}
+ALL_PICTURES = PICTURES | CONDITIONAL_PICTURES
 IMAGE_CLASSIFICATION = "image-classification"
 _ADDRESS = re.compile(r"<!-- (?:Repository:|This card speaks of) (\S+) -->")  # the latter in earlier cards
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from ..folders import finish_replacing, write_json
 from . import client as hub_client
-from .cards import PICTURES, published_value, readdress
+from .cards import ALL_PICTURES, published_value, readdress
 from .client import HubAccessError, HubConflictError, persistently
 from .safety import SHARED_NAMES, UnsafeFileError, matches, read_json, shareable_files
 
@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
 
 COMPONENTS = ("autoencoder/*", "denoiser/*", "guide/*", "scheduler/*", "processor/*", "target_model/*")
-PIPELINE = Kind("pipeline", "model", (*COMPONENTS, "metrics.json", *PICTURES))
+PIPELINE = Kind("pipeline", "model", (*COMPONENTS, "metrics.json", *ALL_PICTURES))
 CHECKPOINTS = Kind("checkpoints dataset", "dataset", ("data/*", "target_model/*"))
 NETWORKS = Kind("drawn networks", "model", ("[0-9][0-9][0-9][0-9][0-9]/*",))
 MARKS = {  # files that tell what a folder holds

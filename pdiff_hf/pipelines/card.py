@@ -12,17 +12,19 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..folders import write_text
 from ..hub.cards import (
+    ALL_PICTURES,
     IMAGE_CLASSIFICATION,
     LICENSE,
     NO_ADDRESS,
-    PICTURES,
     TAGS,
     describe_bytes,
     describe_layout,
     published_name,
     render,
 )
+from .conditional_card import conditional_report
 from .guidance import KnownConditions
+from .numbers import interval, number, score_name
 
 
 def write_pipeline_card(
@@ -38,12 +40,7 @@ def write_pipeline_card(
     metrics = metrics or {"generator": {}, "data": {}, "costs": {}, "environment": {}}
     data, report = metrics["data"], None
     if "sets" in metrics:
-        report = {
-            "headline": headline(metrics),
-            "criteria": criteria_table(metrics),
-            "summary": summarize(metrics),
-            "table": metrics_table(metrics),
-        }
+        report = report_parts(metrics)
     dataset_name, zoo = published_name(data.get("dataset_name")), data.get("checkpoints")
     card_data = ModelCardData(
         license=LICENSE,
@@ -85,7 +82,7 @@ def write_pipeline_card(
         sizes=_sizes([Path(beside or folder), Path(folder)], pipe.processor.parameter_dim, data.get("zoo_count")),
         report=report,
         score_name=score_name(metrics),
-        pictures={name: title for name, title in PICTURES.items() if (Path(folder) / name).is_file()},
+        pictures={name: title for name, title in ALL_PICTURES.items() if (Path(folder) / name).is_file()},
     )
     write_text(Path(folder) / "README.md", text)
 
@@ -111,6 +108,15 @@ def _describe_conditions(known: KnownConditions) -> dict[str, Any]:
     }
 
 
+def report_parts(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what an evaluation found: `headline`, `criteria`, `summary`, `table`; a `legend` if it needs one."""
+    parts = {"criteria": criteria_table(metrics)}
+    if "tasks" in metrics:  # of a conditional generator
+        return parts | conditional_report(metrics)
+    own = {"headline": headline(metrics), "summary": summarize(metrics), "table": metrics_table(metrics)}
+    return parts | own | {"legend": ""}
+
+
 def headline(metrics: Mapping[str, Any]) -> str:
     """Returns one sentence on what the audit found, for the first paragraph of a card."""
     verdict, sets = metrics["verdict"], metrics["sets"]
@@ -134,7 +140,7 @@ def summarize(metrics: Mapping[str, Any]) -> str:
     if novel["assessable"]:
         weights = novel["weights"]
         novelty = (
-            f"They lie r = {_interval(weights['r'])} times the natural distance from the zoo (held-out checkpoints: "
+            f"They lie r = {interval(weights['r'])} times the natural distance from the zoo (held-out checkpoints: "
             f"{number(weights['heldout_r'])})."
         )
     dispersion = sets["generated"]["dispersion"].items()  # F is not known without held-out checkpoints
@@ -145,7 +151,7 @@ def summarize(metrics: Mapping[str, Any]) -> str:
         f"{_reach(metrics, score['generated'])} on average; the zoo reaches {number(score['zoo'], 2, 100)} %, the "
         f"plain average of the zoo {number(score['average'], 2, 100)} %. Relative to real checkpoints their diversity "
         f"is {spread}. {novelty} A Gaussian in the generator's own codes {told} be told apart from them. Over the "
-        f"best baseline of the same diversity they gain {_interval(axes['outside_the_curve']['area'], 100)} points."
+        f"best baseline of the same diversity they gain {interval(axes['outside_the_curve']['area'], 100)} points."
     )
 
 
@@ -161,7 +167,7 @@ def criteria_table(metrics: Mapping[str, Any]) -> str:
     for name, criterion in verdict["criteria"].items():
         lines.append(f"| **{name}** | *{criterion['claim']}* | | | | **{criterion['status']}** |")
         lines += [_measure_row(measure) for measure in criterion["measures"].values()]
-    novel = verdict["axes"]["novel"]
+    novel = verdict.get("axes", {}).get("novel", {"assessable": False})
     if novel["assessable"]:  # beside the criteria: what decides nothing, but is often asked for
         informing = {
             "N&P(1), share as good as the zoo and with r of at least 1": [
@@ -186,7 +192,7 @@ def _measure_row(measure: Mapping[str, Any]) -> str:
     required = f"{number(least, digits)} to {number(most, digits)}"
     if least is None or most is None:
         required = f"≤ {number(most, digits)}" if least is None else f"≥ {number(least, digits)}"
-    cells = [_interval(value, digits=digits), number(measure["heldout"], digits), required, measure["status"]]
+    cells = [interval(value, digits=digits), number(measure["heldout"], digits), required, measure["status"]]
     return f"| | {measure['name']} | {' | '.join(cells)} |"
 
 
@@ -211,25 +217,10 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def score_name(metrics: Mapping[str, Any]) -> str:
-    """Returns the name of the task's score, which the key `accuracy` holds; files made before tasks have none."""
-    return metrics.get("data", {}).get("score_name", "accuracy")
-
-
 def _reach(metrics: Mapping[str, Any], score: float | None) -> str:
     if score_name(metrics) == "accuracy":
         return f"classify {number(score, 2, 100)} % of the test images"
     return f"reach {score_name(metrics)} = {number(score, 2, 100)} % on the test examples"
-
-
-def number(value: float | None, digits: int = 2, factor: int = 1) -> str:
-    """Returns a number of `metrics.json`, times a factor, with so many digits after the point; a dash for null."""
-    return "-" if value is None else f"{factor * value:.{digits}f}"
-
-
-def _interval(found: Mapping[str, float | None], factor: int = 1, digits: int = 2) -> str:
-    value, low, high = (number(found[key], digits, factor) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _eval_results(metrics: Mapping[str, Any], dataset_name: str | None) -> list[EvalResult]:

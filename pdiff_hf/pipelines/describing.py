@@ -14,9 +14,9 @@ from ..hub.client import HubNotFoundError, persistently
 from ..hub.files import RepositoryFiles
 from ..hub.safety import broken_files, own_files, printable, read_json
 from ..targets.processing_parameters import ParameterProcessor
-from .card import number
 from .guidance import KnownConditions
 from .loading import COMPONENTS, read_index
+from .numbers import number
 
 DESCRIBING = (
     "model_index.json",
@@ -118,8 +118,9 @@ def description_table(described: dict[str, Any]) -> str:
         rows["fitted to"] = ", ".join(f"{key} {value}" for key, value in data.items())
     if "verdict" in described:
         accuracy = {name: f"{number(figures['mean'], 2, 100)} %" for name, figures in described["accuracy"].items()}
+        real = ["zoo" if "zoo" in accuracy else "heldout"]  # of a conditional generator, tasks are held out
         rows["audit"] = f"{described['verdict']['word']} ({described['verdict']['reason']})"
-        rows["accuracy"] = ", ".join(f"{name} {accuracy[name]}" for name in ("generated", "zoo", "average"))
+        rows["accuracy"] = ", ".join(f"{name} {accuracy[name]}" for name in ("generated", *real, "average"))
         known = {key: value for key, value in described["dispersion"].items() if value is not None}  # F may be None
         rows["dispersion"] = ", ".join(f"{key} = {value:.2f}" for key, value in known.items())
     else:

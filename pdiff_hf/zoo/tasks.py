@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -18,8 +18,12 @@ ATTEMPTS = 50  # sets of held-out conditions that are tried until enough others 
 SHARE_APART = 0.05  # total variation between held-out and other priors at least
 DEGREES_APART = 1.0  # between held-out and other angles at least
 LARGEST_ANGLE = 90.0  # in degrees, to both sides
+TRIED_ANGLES = torch.arange(-120.0, 121.0, 10.0)  # beyond the largest, so that a peak there has both of its sides
+TRIED_IMAGES = 400  # of those that networks are tried on, rotated by each of them
+PEAK = 0.02  # of the score, below the best, that belongs to the peak
 
 Counts = Mapping[str, int]  # numbers of conditions of the splits train, validation and test
+Predict = Callable[[torch.Tensor], torch.Tensor]  # from inputs to what n networks predict of them, (n, examples)
 
 
 class Tasks(Protocol):
@@ -45,6 +49,20 @@ class Tasks(Protocol):
             inputs: Images of one split as networks take them, `(n, channels, height, width)` float.
             labels: Their classes in the data set, `(n,)` int64.
             condition: `(c,)`.
+        """
+
+
+@runtime_checkable
+class MeasuredTasks(Tasks, Protocol):
+    """Tasks whose condition can be read off what a network does."""
+
+    def behavior(self, predict: Predict, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns what would be the condition of each of n networks, judging by what they do, `(n, c)` float64.
+
+        Args:
+            predict: The networks.
+            inputs: Images of one split as networks take them, as of `examples`.
+            labels: Their classes in the data set, `(examples,)` int64.
         """
 
 
@@ -85,7 +103,7 @@ class Subsets(Tasks):
         return inputs, condition.to(labels.device).long()[labels]
 
 
-class Priors(Tasks):
+class Priors(MeasuredTasks):
     """All classes, each as frequent as its number in a condition says, a uniform draw from the simplex.
 
     What a network has learned of it is the share of each class among its predictions on balanced images.
@@ -124,8 +142,15 @@ class Priors(Tasks):
         rows = torch.multinomial(weights, len(labels), replacement=True, generator=generator).to(labels.device)
         return inputs[rows], labels[rows]
 
+    def behavior(self, predict: Predict, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns the share of each class among the predictions on images of which each class has as many."""
+        rows = [(labels == label).nonzero()[:, 0] for label in range(self.conditions.dim)]
+        least = min(len(found) for found in rows)
+        predicted = predict(inputs[torch.cat([found[:least] for found in rows])])
+        return torch.stack([(predicted == label).double().mean(1) for label in range(self.conditions.dim)], dim=1)
 
-class Angles(Tasks):
+
+class Angles(MeasuredTasks):
     """All classes, on images that are rotated counterclockwise by the angle of a condition, from -90 to 90 degrees."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
@@ -151,6 +176,17 @@ class Angles(Tasks):
         grid = functional.affine_grid(matrices, list(inputs.shape), align_corners=False)
         rotated = functional.grid_sample(inputs - background, grid.to(inputs.dtype), align_corners=False)
         return rotated + background, labels
+
+    def behavior(self, predict: Predict, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns the angle in degrees, `(n, 1)`, around which a network is most accurate: the middle of the peak."""
+        inputs, labels = inputs[:TRIED_IMAGES], labels[:TRIED_IMAGES]
+        scores = []
+        for angle in TRIED_ANGLES:
+            rotated, own = self.examples(inputs, labels, angle[None])
+            scores.append((predict(rotated) == own.to(labels.device)).double().mean(1))
+        score = torch.stack(scores, dim=1)  # (n, angles)
+        peak = (score >= score.amax(1, keepdim=True) - PEAK).double()
+        return (peak @ TRIED_ANGLES.double() / peak.sum(1))[:, None]
 
 
 TASKS: dict[str, Callable[[Sequence[str]], Tasks]] = {"subsets": Subsets, "priors": Priors, "angles": Angles}

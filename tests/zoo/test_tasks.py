@@ -86,3 +86,26 @@ def test_unknown_tasks_and_too_few_classes_are_refused():
         make_tasks("colors", DIGITS)
     with pytest.raises(ConditionError, match="at least 4 classes, but there are 'a', 'b', 'c' only"):
         make_tasks("subsets", ["a", "b", "c"])
+
+
+def test_the_behavior_that_priors_ask_for_is_the_share_of_each_class_on_balanced_images(digits):
+    inputs, labels = digits.inputs(digits.test), digits.test.labels
+    by_input = {image.numpy().tobytes(): int(label) for image, label in zip(inputs, labels, strict=True)}
+
+    def predict(seen):  # one network that is always right, and one that always answers 3
+        return torch.stack([torch.tensor([by_input[x.numpy().tobytes()] for x in seen]), torch.full((len(seen),), 3)])
+
+    measured = make_tasks("priors", DIGITS).behavior(predict, inputs, labels)
+    assert torch.allclose(measured[0], torch.full((10,), 0.1, dtype=torch.float64))
+    assert measured[1].tolist() == [float(digit == 3) for digit in range(10)]
+
+
+def test_the_behavior_that_angles_ask_for_is_the_middle_of_those_at_which_a_network_is_right(digits):
+    tasks, inputs, labels = make_tasks("angles", DIGITS), digits.inputs(digits.test), digits.test.labels
+    known = [tasks.examples(inputs[:400], labels, torch.tensor([float(angle)]))[0] for angle in (20, 30, 40, -90)]
+
+    def predict(seen):  # one network that is right at 20 to 40 degrees, and one that is at -90
+        right = torch.tensor([any(torch.equal(seen, one) for one in known[:3]), torch.equal(seen, known[3])])
+        return torch.where(right[:, None], labels[:400], -1)
+
+    assert tasks.behavior(predict, inputs, labels).tolist() == [[30.0], [-90.0]]
