@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,10 +16,11 @@ from ..fitting.conditional_zoo import pool_images
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..targets.conditions import ConditionError, Conditions
 from ..targets.inference import network_logits, network_predictions
+from ..targets.statistics import OwnStatistics
 from ..targets.symmetries import Symmetries
 from ..targets.task import logits_of, task_of
 from ..zoo.checkpoints import Checkpoints
-from ..zoo.tasks import MeasuredTasks, Tasks
+from ..zoo.tasks import MeasuredTasks, Tasks, statistics_for_task
 from .audit import PROBE_IMAGES, align_to_zoo
 from .conditional_baselines import HYPERNETWORK_STEPS, ConditionalBaselines, pooled_score
 from .conditional_verdict import ConditionalFigures, conditional_criteria, decide_conditional
@@ -83,7 +85,7 @@ class ConditionalAuditor:
     ) -> None:
         self.meaning, heldout = require_conditional(checkpoints), checkpoints.splits["test"]
         self.model, self.processor, self.tasks = checkpoints.target_model, checkpoints.processor, tasks
-        self.test = images.test
+        self.images, self.test = images, images.test
         self._inputs = cast(ImageData, images).inputs(cast(ImageData, images).test)
         # 1. Alignment: what differs by a symmetry of the network alone is the same network.
         probe = cast(ImageData, images).inputs(cast(ImageData, images).validation)[:PROBE_IMAGES]
@@ -110,9 +112,10 @@ class ConditionalAuditor:
         # 3. Distances to the zoo, with relabeled networks, modulo symmetries and in function.
         self._probes = _probes(images, tasks, self.conditions)
         zoo, count = baselines.relabeled.parameters, len(baselines.relabeled.parameters) // len(checkpoints.zoo)
-        evaluated = evaluate_sets(
-            {"real": {"zoo": zoo, "heldout": torch.cat(self.heldout)}}, self.model, self.processor, self._probes
-        )["real"]
+        self._evaluate_sets = partial(
+            evaluate_sets, own_statistics=OwnStatistics(self.model, self.processor, self._probes)
+        )
+        evaluated = self._evaluate_sets({"real": {"zoo": zoo, "heldout": torch.cat(self.heldout)}})["real"]
         runs = [heldout.run[i] for rows in members for i in rows.nonzero()[:, 0].tolist()]
         known = (checkpoints.zoo.run * count, checkpoints.zoo.step * count, runs, None)
         self.reference = Reference(evaluated["zoo"], evaluated["heldout"], symmetries, zoo, self.align, *known)
@@ -147,7 +150,7 @@ class ConditionalAuditor:
         scores = {"generated": own_scores.mean(1).tolist(), "shuffled": shuffled, **self._scores}
         # 2. How far they are from the zoo, and among themselves.
         flat = drawn.flatten(0, 1)
-        evaluated = evaluate_sets({"": {"": flat}}, self.model, self.processor, self._probes)[""][""]
+        evaluated = self._evaluate_sets({"": {"": flat}})[""][""]
         networks = Networks(evaluated, self.align(flat))
         figures = ConditionalFigures(
             scores={name: torch.tensor(scores[name]).double() for name in CONDITIONAL_SETS if name in scores},
@@ -180,8 +183,10 @@ class ConditionalAuditor:
     def _evaluate(self, row: int, sets: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, float]]:
         """Returns test scores `(k,)` of each set on the task of a held-out condition, and its mean disagreement."""
         task = task_of(self.model.config)
+        together, known = torch.cat(list(sets.values())), (self.model, self.processor)
         inputs, labels = self.tasks.examples(self._inputs, self.test.labels, self.conditions[row])
-        predicted, _ = network_predictions(self.model, self.processor, torch.cat(list(sets.values())), inputs, labels)
+        statistics = statistics_for_task(*known, together, self.images, self.tasks, self.conditions[row])
+        predicted, _ = network_predictions(*known, together, inputs, labels, statistics=statistics)
         parts = predicted.split([len(vectors) for vectors in sets.values()])
         return {
             name: (task.score(part, labels), task.mean_disagreement(part) or 0.0)
@@ -203,9 +208,10 @@ class ConditionalAuditor:
         if not isinstance(self.tasks, MeasuredTasks):
             return None
         task, vectors = task_of(self.model.config), torch.cat(list(networks))
+        statistics = OwnStatistics(self.model, self.processor, self.images)(vectors)
 
         def predict(inputs: torch.Tensor) -> torch.Tensor:
-            return task.predict(network_logits(self.model, self.processor, vectors, inputs))
+            return task.predict(network_logits(self.model, self.processor, vectors, inputs, statistics=statistics))
 
         measured = self.tasks.behavior(predict, self._inputs, self.test.labels)
         return torch.stack([part.mean(0) for part in measured.split([len(one) for one in networks])])

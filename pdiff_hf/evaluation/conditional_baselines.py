@@ -20,7 +20,7 @@ from ..targets.inference import network_predictions
 from ..targets.task import task_of
 from ..zoo.checkpoints import Checkpoints
 from ..zoo.condition_splits import SAME
-from ..zoo.tasks import Tasks
+from ..zoo.tasks import Tasks, statistics_for_task
 from .baselines import gaussian_full, retrieval
 
 NEIGHBORS = (1, 2, 4, 8, 16, 32)  # conditions whose networks are averaged
@@ -139,7 +139,10 @@ class ConditionalBaselines:
         inputs, scores = cast(ImageData, images).inputs(cast(ImageData, images).validation), []
         for condition, networks in zip(conditions, options, strict=True):
             own, labels = tasks.examples(inputs, images.validation.labels, condition)
-            answers, _ = network_predictions(model, checkpoints.processor, networks, own, labels)
+            statistics = statistics_for_task(model, checkpoints.processor, networks, images, tasks, condition)
+            answers, _ = network_predictions(
+                model, checkpoints.processor, networks, own, labels, statistics=statistics
+            )
             scores.append(task.score(answers, labels))
         means = torch.stack(scores).mean(0).split([len(averages), len(ridges), len(ridges) * GAUSSIANS])
         # 3. The best of each kind.

@@ -10,10 +10,10 @@ import torch
 from ..data.inputs import LabeledData, take_inputs
 from ..pipelines.pipeline_pdiff import PDiffPipeline
 from ..targets.inference import network_logits, network_predictions
-from ..targets.statistics import OwnStatistics, Statistics, estimate_statistics, some_examples
+from ..targets.statistics import OwnStatistics
 from ..targets.symmetries import Symmetries
 from ..targets.task import task_of
-from ..zoo.tasks import Tasks
+from ..zoo.tasks import Tasks, statistics_for_task
 
 SCALES = (0.0, 0.25, 0.5, 1.0)  # of autoguidance that are tried
 # With conditions: those of classifier-free guidance and of autoguidance.
@@ -89,6 +89,7 @@ def choose_scales(
     conditions = conditions.unique(dim=0)
     conditions = conditions[torch.linspace(0, len(conditions) - 1, min(len(conditions), NUM_CONDITIONS)).long()]
     compare, tried = None if symmetries is None else _Comparison(pipe, symmetries, networks), []
+    model, processor = pipe.target_model, pipe.processor
     for guidance_scale, autoguidance_scale in CONDITIONAL_SCALES:
         if autoguidance_scale and pipe.guide is None:
             continue
@@ -99,26 +100,13 @@ def choose_scales(
         scores = []
         for condition, drawn in zip(conditions, parameters.split(DRAWN_EACH), strict=True):
             own, labels = tasks.examples(inputs, images.validation.labels, condition)
-            statistics = _statistics_for_task(pipe, drawn, images, tasks, condition)
-            predicted, _ = network_predictions(
-                pipe.target_model, pipe.processor, drawn, own, labels, statistics=statistics
-            )
+            statistics = statistics_for_task(model, processor, drawn, images, tasks, condition)
+            predicted, _ = network_predictions(model, processor, drawn, own, labels, statistics=statistics)
             scores.append(task.score(predicted, labels).mean().item())
         measured = {} if compare is None else compare(parameters)
         tried.append({**scales, **_mean(torch.tensor(scores)), **measured})
     best = best_tried(tried)
     return {name: best[name] for name in ("guidance_scale", "autoguidance_scale")}, tried
-
-
-def _statistics_for_task(
-    pipe: PDiffPipeline, parameters: torch.Tensor, images: LabeledData, tasks: Tasks, condition: torch.Tensor
-) -> Statistics:
-    """Returns the BatchNorm statistics of networks `(n, D)` for one condition, if they have their own."""
-    if not pipe.processor.statistics:
-        return {}
-    inputs = cast(torch.Tensor, images.inputs(images.train))
-    own, _ = tasks.examples(inputs, images.train.labels, condition)
-    return estimate_statistics(pipe.target_model, pipe.processor, parameters, some_examples(own))
 
 
 def _mean(scores: torch.Tensor) -> Tried:

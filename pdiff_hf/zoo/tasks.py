@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from ..data.images import ImageData, ImageDataError, shorten
+from ..data.inputs import LabeledData
 from ..loops import fingerprint, step_generator
 from ..targets.conditions import ConditionError, Conditions
+from ..targets.processing_parameters import ParameterProcessor
+from ..targets.statistics import Statistics, estimate_statistics, some_examples
 from .checkpoints import Checkpoints
 
 ATTEMPTS = 50  # sets of held-out conditions that are tried until enough others are left
@@ -252,3 +256,18 @@ def _hold_out(
         f"{counts['train']} tasks to train on and {counts['validation']} for validation were asked for, but beside "
         f"{counts['test']} held-out ones there are only {most} that are different enough; ask for fewer."
     )
+
+
+def statistics_for_task(
+    model: PreTrainedModel,
+    processor: ParameterProcessor,
+    parameters: torch.Tensor,
+    images: LabeledData,
+    tasks: Tasks,
+    condition: torch.Tensor,
+) -> Statistics:
+    """Returns the BatchNorm statistics of networks `(n, D)` on a task's training images, if they have their own."""
+    if not processor.statistics:
+        return {}
+    own, _ = tasks.examples(cast(torch.Tensor, images.inputs(images.train)), images.train.labels, condition)
+    return estimate_statistics(model, processor, parameters, some_examples(own))

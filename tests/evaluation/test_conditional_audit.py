@@ -43,6 +43,7 @@ def figures() -> ConditionalFigures:
     )
 
 
+@pytest.mark.exhaustive
 def test_planted_generators_get_their_words(small_digits: ImageData):
     settings = settings_of(0, num_tasks=48, num_test_tasks=12, runs_per_task=8)
     zoo = collect_runs(small_digits, load_target(settings, small_digits), settings)
