@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 WORKERS ?= 2
 
-.PHONY: demo demo-trajectory test test-exhaustive lint clean
+.PHONY: demo demo-trajectory demo-conditional test test-exhaustive lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ demo: $(INSTALLED)
 
 demo-trajectory: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo_trajectory.sh
+
+demo-conditional: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo_conditional.sh
 
 # The scripts' tests start processes of their own; one torch thread per worker keeps two cores busy and no busier.
 test: $(INSTALLED)
