@@ -24,5 +24,5 @@ $launch training/collect_runs.py \
     --canonicalize \
     --output_dir "$out/checkpoints"
 
+figure=conditions.png condition="3 7" # a network that tells threes and sevens from the rest
 fit_and_audit --max_train_steps 1500
-echo "A network that tells threes and sevens from the rest: pdiff-hf sample $out/pipeline --condition 3 7 --output_dir drawn"

@@ -26,8 +26,8 @@ fit_and_audit() {
         --num_baseline_models 50 \
         --output_dir "$out/report"
 
-    echo "Done in $((SECONDS - started)) s. The figure to look at first: $out/report/accuracy_novelty.png"
-    echo "Next: pdiff-hf sample $out/pipeline --num_models 10 --output_dir drawn"
-    echo "  or: PDiffPipeline.from_pretrained(\"$out/pipeline\")(num_models=10) in Python"
+    echo "Done in $((SECONDS - started)) s. The figure to look at first: $out/report/${figure:-accuracy_novelty.png}"
+    echo "Next: pdiff-hf sample $out/pipeline --num_models 10${condition:+ --condition $condition} --output_dir drawn"
+    echo "  or: PDiffPipeline.from_pretrained(\"$out/pipeline\")(num_models=10${condition:+, condition=[\"${condition/ /\", \"}\"]}) in Python"
     echo "Your own networks: docs/whole_networks.md and README.md"
 }
