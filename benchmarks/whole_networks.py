@@ -39,6 +39,7 @@ from pdiff_hf import (
 from pdiff_hf.data.inputs import LabeledData
 from pdiff_hf.fitting.pipeline import fit_pipeline
 from pdiff_hf.folders import write_json
+from pdiff_hf.loops import Stopwatch
 from pdiff_hf.settings import RunSettings
 from pdiff_hf.zoo.settings import load_images_of, load_target
 
@@ -91,7 +92,7 @@ def run_case(name: str, trunk_steps: int, arguments: argparse.Namespace, places:
                     started = time.perf_counter()
                     pipe = fit_variant(checkpoints, images, variant, seed, merged(case.denoiser, changed(arguments)))
                     seconds = time.perf_counter() - started
-                    write_json(path, {"fitting_seconds": seconds, **judge(pipe, auditor, seed)})
+                    write_json(path, {"fitting_seconds": seconds, **evaluate_generator(pipe, auditor, seed)})
 
 
 def make_auditor(checkpoints: Checkpoints, images: LabeledData) -> Auditor:
@@ -125,13 +126,15 @@ def fit_variant(
     if variant in RECIPES:
         return fit(checkpoints, with_settings(load_recipe(variant), {}, seed))
     recipe = with_settings(load_recipe("units"), {"denoiser": merged(denoiser, VARIANTS[variant])}, seed)
-    seen = None if variant == "plain_codes" else images
-    autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder, images=seen)
-    stage = {"settings": dataclasses.asdict(recipe.autoencoder), "seconds": 0.0}
+    if variant != "plain_codes":
+        return fit(checkpoints, recipe, images=images)
+    watch = Stopwatch()
+    autoencoder = fit_autoencoder(checkpoints, recipe.autoencoder)
+    stage = {"settings": dataclasses.asdict(recipe.autoencoder), "seconds": watch.seconds}
     return fit_pipeline(checkpoints, autoencoder, stage, recipe.denoiser, images=images)
 
 
-def judge(pipe: PDiffPipeline, auditor: Auditor, seed: int) -> dict[str, Any]:
+def evaluate_generator(pipe: PDiffPipeline, auditor: Auditor, seed: int) -> dict[str, Any]:
     """Draws networks, and returns what the audit finds of them."""
     pipe.set_progress_bar_config(disable=True)
     started = time.perf_counter()
