@@ -24,5 +24,5 @@ $launch training/collect_runs.py \
     --canonicalize \
     --output_dir "$out/checkpoints"
 
-figure=conditions.png condition="3 7" # a network that tells threes and sevens from the rest
+figure=conditions.png condition="2 3 5 7" # networks that tell prime numbers from the other digits
 fit_and_audit --max_train_steps 1500
