@@ -28,6 +28,6 @@ fit_and_audit() {
 
     echo "Done in $((SECONDS - started)) s. The figure to look at first: $out/report/${figure:-accuracy_novelty.png}"
     echo "Next: pdiff-hf sample $out/pipeline --num_models 10${condition:+ --condition $condition} --output_dir drawn"
-    echo "  or: PDiffPipeline.from_pretrained(\"$out/pipeline\")(num_models=10${condition:+, condition=[\"${condition/ /\", \"}\"]}) in Python"
+    echo "  or: PDiffPipeline.from_pretrained(\"$out/pipeline\")(num_models=10${condition:+, condition=[\"${condition// /\", \"}\"]}) in Python"
     echo "Your own networks: docs/whole_networks.md and README.md"
 }
