@@ -6,7 +6,6 @@ import glob
 import gzip
 import os
 import pickle
-import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +27,6 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 # What trainings save beside the weights; names that begin with a dot are hidden, or macOS's notes in an archive.
 STATES = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "training_args*", ".*")
 KEYS = ("state_dict", "model_state_dict", "model")  # under which a file holds its state dict
-STEP = re.compile(r"checkpoint-(\d+)")
 MOST_FILES = 300_000  # of an archive, which tarfile remembers
 LONGEST_NAME = 1_000
 BLOCK, LONGEST_END = 512, 2**20  # bytes of an archive, which ends with blocks of zeros
@@ -51,8 +49,7 @@ class CheckpointFile:
 def checkpoint_files(paths: Iterable[str | os.PathLike], largest: int) -> Iterator[CheckpointFile]:
     """Yields the checkpoints in files, folders, archives and what globs match; nothing is read or extracted.
 
-    A folder with `model.safetensors` or `pytorch_model.bin`, or the index of its shards, is one checkpoint, unless it
-    has folders `checkpoint-…`, whose last one has the same weights.
+    A folder with `model.safetensors` or `pytorch_model.bin`, or the index of its shards, is one checkpoint.
 
     Args:
         paths: Where to look.
@@ -99,8 +96,7 @@ def _in_folder(folder: Path) -> Iterator[Path]:
         for entry in entries:
             if not entry.is_dir() and _is_checkpoint(entry.name, SUFFIXES + ARCHIVES):
                 yield entry
-    elif not any(STEP.fullmatch(inner.name) for inner in folders):
-        yield weights[0]
+    yield from weights[:1]
     for inner in folders:
         yield from _in_folder(inner)
 

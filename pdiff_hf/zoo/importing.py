@@ -26,7 +26,7 @@ from ..targets.processing_parameters import LayoutError, NonFiniteParametersErro
 from ..targets.state_dicts import COUNTER, match_state_dict
 from ..targets.symmetries import Symmetries
 from ..targets.task import task_of
-from .checkpoint_files import STEP, SUFFIXES, checkpoint_files
+from .checkpoint_files import SUFFIXES, checkpoint_files
 from .checkpoints import SPLITS, Checkpoints
 from .fits import task_on
 from .parquet import CheckpointsError
@@ -34,6 +34,7 @@ from .recorder import CheckpointRecorder
 from .runs import ALIGNMENT_ROUNDS, REFERENCE_RUNS, SYMMETRY_IMAGES
 from .trajectory import measure_checkpoints
 
+STEP = re.compile(r"checkpoint-(\d+)")
 # A file may hold optimizer states beside the weights, in another precision.
 LEAST_LIMIT, LARGEST_RATIO = 64 * 2**20, 8
 MOST_BROKEN = 20  # that are looked for before the import stops
@@ -94,6 +95,8 @@ def import_checkpoints(
     broken: dict[str, str] = {}
     trunk = _Trunk(target, recorder.processor)
     for file in tqdm(checkpoint_files(paths, largest), total=len(places), desc="importing checkpoints"):
+        if file.name not in places:
+            continue
         run, step = places[file.name]
         try:
             tensors = match_state_dict(target, file.read())
@@ -147,10 +150,17 @@ def divide_runs(runs: set[str], options: ImportOptions) -> dict[str, str]:
 def _places(names: Sequence[str], pattern: str | None) -> dict[str, tuple[str, int]]:
     """Returns run and step of each file: what the pattern's groups match, or as its path has them.
 
+    Weights beside folders `checkpoint-…` are left out: they are those of one of the steps.
+
     Raises:
-        CheckpointsError: If the pattern has no group `run` or does not match, a step is no number, or two files are
-            the same step of a run.
+        CheckpointsError: If there are no files, the pattern has no group `run` or does not match, a step is no
+            number, or two files are the same step of a run.
     """
+    steps = [path for path in map(PurePosixPath, names) if STEP.fullmatch(path.name)]
+    of_steps = {str(path.parent) for path in steps}
+    names = [name for name in names if name not in of_steps]
+    if not names:
+        raise CheckpointsError(f"The archives hold no checkpoints: no {', '.join(SUFFIXES)} files.")
     read = [_read_path(name) if pattern is None else _read_pattern(name, pattern) for name in names]
     if pattern is None:
         common = os.path.commonpath([PurePosixPath(run).parent for run, _ in read])

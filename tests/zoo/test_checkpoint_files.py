@@ -17,7 +17,7 @@ from published_files import save_all, saved, small, special, write_tar
 from safetensors.torch import save, save_file
 from transformers import PreTrainedModel
 
-from pdiff_hf import Checkpoints, CheckpointsError, load_checkpoints
+from pdiff_hf import Checkpoints, CheckpointsError, MLPConfig, MLPForImageClassification, load_checkpoints
 
 
 @pytest.fixture
@@ -198,3 +198,24 @@ def test_places_without_checkpoints_are_refused(tmp_path, place):
 
     with pytest.raises(CheckpointsError, match=r"There are no checkpoints at '.*safetensors, .pth"):
         Checkpoints.from_files([tmp_path / place], small())
+
+
+def test_archive_without_checkpoints_is_refused(tmp_path):
+    write_tar(tmp_path / "zoo.tar", [("README.md", b"no networks")])
+
+    with pytest.raises(CheckpointsError, match="The archives hold no checkpoints"):
+        Checkpoints.from_files([tmp_path / "zoo.tar"], small())
+
+
+def test_tied_tensors_that_differ_in_a_file_are_refused(tmp_path):
+    network = MLPForImageClassification(MLPConfig(image_size=4, num_channels=1, hidden_sizes=[16, 16], num_labels=4))
+    state_dict = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.layers[1].weight = network.layers[0].weight
+    save_file(state_dict, tmp_path / "untied.safetensors")
+    del state_dict["layers.1.weight"]
+    save_file(state_dict, tmp_path / "tied.safetensors")
+
+    imported = Checkpoints.from_files([tmp_path / "tied.safetensors"], network)
+    assert imported.zoo.parameters.shape == (1, 16 * 16 + 16 + 16 + 16 * 4 + 4)
+    with pytest.raises(CheckpointsError, match=r"'layers.\d.weight' differs from 'layers.\d.weight', to which"):
+        Checkpoints.from_files([tmp_path / "untied.safetensors"], network)
