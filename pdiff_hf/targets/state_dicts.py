@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..hub.safety import broken_files, printable
 from .loading import LOADING
-from .processing_parameters import LayoutError, NonFiniteParametersError
+from .processing_parameters import LayoutError, NonFiniteParametersError, all_finite
 
 COUNTER = "num_batches_tracked"  # of BatchNorm: old files lack it, and no network in evaluation mode reads it
 StateDict = Mapping[str, torch.Tensor]
@@ -38,7 +38,7 @@ def match_state_dict(model: PreTrainedModel, given: StateDict) -> dict[str, torc
     if _missing(expected, found) and not _missing(expected, converted := _convert(model, found)):
         found = converted
     _require_fit(type(model).__name__, expected, found)
-    broken = [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in found.items() if tensor.is_floating_point() and not all_finite(tensor)]
     if broken:
         raise NonFiniteParametersError(
             f"{_some(broken)} {'has' if len(broken) == 1 else 'have'} values that are NaN or infinite; parameters "

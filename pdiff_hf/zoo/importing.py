@@ -107,6 +107,7 @@ def import_checkpoints(
             continue
         trunk.take(file.name, tensors)
         recorder.record(step, run=run)
+        del tensors  # before those of the next file are read
     if len(broken) == len(places) or (broken and not options.skip_broken):
         raise CheckpointsError(_describe_broken(broken, len(places), options.skip_broken))
 
