@@ -40,15 +40,16 @@ def say(text: str) -> None:
         print(text)
 
 
-def run_script(main: Callable[[], Any]) -> None:
+def run_script(main: Callable[[], Any], resumable: bool = True) -> None:
     """Runs the `main` of a script; exits with status 1 and a sentence after an error that a user can fix.
 
-    Anything else is a bug, and its traceback is shown.
+    Anything else is a bug, and its traceback is shown. `resumable` is whether the script saves states to go on from.
     """
     try:
         main()
     except KeyboardInterrupt:
-        print("Interrupted; --resume_from_checkpoint latest goes on from a saved state.", file=sys.stderr)
+        state = "--resume_from_checkpoint latest goes on from a saved state" if resumable else "run it again"
+        print(f"Interrupted; {state}.", file=sys.stderr)
         sys.exit(130)
     except (OSError, ValueError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

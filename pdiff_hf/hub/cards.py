@@ -66,6 +66,7 @@ def write_checkpoints_card(
         rows=[_split_row(name, rows) for name, rows in filled.items()],
         settings=settings | {"dataset_name": published_name(settings["dataset_name"])} if settings else None,
         runs=collection.get("runs"),
+        imported=collection.get("imported"),
         conditions=conditions,
         run_count=len({run for rows in filled.values() for run in rows.run}),
         costs={name.removesuffix("_seconds"): f"{value:.1f}" for name, value in collection.get("costs", {}).items()},

@@ -208,8 +208,8 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
             NonFiniteParametersError: If a value is NaN or infinite.
         """
         tensors = self.unflatten(parameters)
-        if not _all_finite(parameters):
-            name, bad = next((n, ~torch.isfinite(t)) for n, t in tensors.items() if not _all_finite(t))
+        if not all_finite(parameters):
+            name, bad = next((n, ~torch.isfinite(t)) for n, t in tensors.items() if not all_finite(t))
             count = f"{int(bad.sum())} of the {bad.numel()} values of {name!r}"
             raise NonFiniteParametersError(f"{count} are NaN or infinite; parameters must be finite.")
 
@@ -225,7 +225,7 @@ class ParameterProcessor(ConfigMixin, PushToHubMixin):
         return cls.from_config(cls.load_config(pretrained_model_name_or_path, subfolder=subfolder, **kwargs))
 
 
-def _all_finite(tensor: torch.Tensor) -> bool:
+def all_finite(tensor: torch.Tensor) -> bool:
     """Returns whether no value is NaN or infinite; unlike `isfinite`, its largest and smallest take no memory."""
     return tensor.numel() == 0 or all(bound.isfinite() for bound in tensor.aminmax())
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.inputs import LabeledData
 from ..folders import finish_replacing, replace_folder, write_json
 from ..hub.cards import has_own_card, write_checkpoints_card
 from ..hub.files import RepositoryFiles
@@ -123,6 +125,39 @@ class Checkpoints:
     def conditions(self) -> Conditions | None:
         """What the numbers of column `condition` mean; None of a zoo without, `CheckpointsError` if damaged."""
         return _read_conditions(self.collection)
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: Sequence[str | os.PathLike],
+        model: nn.Module,
+        subset: str | Sequence[str] = "full",
+        *,
+        images: LabeledData | None = None,
+        collection: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Checkpoints:
+        """Makes a dataset of networks that were trained and saved elsewhere, reading one of them at a time.
+
+        Args:
+            paths: Files (`.safetensors`; `.pth`, `.pt`, `.bin` with a state dict), folders of them or of transformers
+                and its `Trainer`, tar archives of files, or globs.
+            model: A network of their architecture, which is not changed.
+            subset: See `CheckpointRecorder`; all other tensors must be equal in all files.
+            images: Labeled data on which the networks are measured, and BatchNorm statistics of their own and
+                canonical forms found.
+            collection: How the zoo was made, if known.
+            options: Fields of `ImportOptions`: `pattern`, `num_validation_runs`, `num_test_runs`, `seed`,
+                `skip_broken`, `canonicalize`.
+
+        Raises:
+            CheckpointsError: If there are no checkpoints, files are broken or do not fit the network, trunks differ,
+                or names do not give runs and steps that can be divided into splits.
+            LayoutError: If the subset does not fit the network.
+        """
+        from .importing import ImportOptions, import_checkpoints  # they make checkpoints themselves
+
+        return import_checkpoints(paths, model, subset, ImportOptions(**options), images, collection)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the dataset atomically: parquet shards for `datasets.load_dataset`, layout, target and provenance.

@@ -55,3 +55,24 @@ def summarize_zoo(checkpoints: Checkpoints, folder: str) -> str:
         f"Written: {folder}\n"
         f"Next: accelerate launch training/train_autoencoder.py --checkpoints {folder} --output_dir …"
     )
+
+
+def summarize_import(checkpoints: Checkpoints, folder: str) -> str:
+    """Returns what an import has made: networks, runs, splits and layout, what was left out, and what to do next."""
+    imported, layout = checkpoints.collection["imported"], checkpoints.processor
+    splits = {name: rows for name, rows in checkpoints.splits.items() if len(rows)}
+    counts = ", ".join(f"{name} {len(rows)} of {len(set(rows.run))} runs" for name, rows in splits.items())
+    lines = [
+        f"Imported {sum(map(len, splits.values()))} of {imported['files']} networks: {counts}",
+        f"Layout: {len(layout.names)} tensors of {type(checkpoints.target_model).__name__}, from {layout.names[0]} to "
+        f"{layout.names[-1]}",
+    ]
+    if layout.statistics:
+        lines.append(f"Each network has BatchNorm statistics of its own in {len(layout.statistics)} layers")
+    lines += [f"Left out: {name}: {reason}" for name, reason in imported["left_out"].items()]
+    if imported.get("at_chance"):
+        lines.append(
+            "Warning: half of the networks or more do no better than chance on these images. Their preprocessing, the "
+            "numbers of their classes or the architecture are probably not those that they were trained with."
+        )
+    return "\n".join([*lines, summarize_zoo(checkpoints, folder)])

@@ -27,14 +27,13 @@ from .fits import require_channels
 from .tasks import make_tasks
 from .trained import class_names, in_order_of, load_trained, preprocessing_of, require_classes
 
+IMAGES = f"`digits` (embedded), {', '.join(DATASETS)}, a folder of images or parquet files, or a Hub id."
+
 
 @dataclass
-class CollectionSettings:
-    """Which network is trained on which images, and which of its parameters are recorded."""
+class TargetSettings:
+    """Which network, for which images, and which of its parameters are recorded."""
 
-    dataset_name: str = setting(
-        "digits", f"`digits` (embedded), {', '.join(DATASETS)}, a folder of images or parquet files, or a Hub id."
-    )
     image_size: int | None = setting(
         None,
         f"Height and width of the input in pixels; by default those of a trained network, else {IMAGE_SIZE}.",
@@ -61,7 +60,19 @@ class CollectionSettings:
         default_factory=lambda: ["last_norms"],
         metadata={"help": "What is generated: last_norms, head, full, or patterns on state_dict() names."},
     )
+    seed: int = setting(0, "Random seed for initial weights, batches and augmentation.")
 
+    def __post_init__(self) -> None:
+        require_within(self, 1, "image_size", "max_train_images", "max_eval_images")
+        require_within(self, 0, "split_seed")
+        require_within(self, 0, "seed", highest=LARGEST_SEED)
+
+
+@dataclass
+class CollectionSettings(TargetSettings):
+    """How the network is trained, on which images."""
+
+    dataset_name: str = setting("digits", IMAGES)
     target_train_steps: int = setting(300, "Steps of training the target, or each run; 0 takes the target as it is.")
     target_learning_rate: float = setting(5e-3, "Peak learning rate of that training, warm-up and cosine.")
     adam_weight_decay: float = setting(5e-4, "Weight decay of AdamW.")
@@ -69,13 +80,12 @@ class CollectionSettings:
     augmentation_shift: int = setting(0, "Shift each train image by up to N pixels.")
     augmentation_flip: bool = setting(False, "Mirror train images at random.")
     augmentation_noise: float = setting(0.0, "Standard deviation of noise on normalized train images.")
-    seed: int = setting(0, "Random seed for initial weights, batches and augmentation.")
 
     def __post_init__(self) -> None:
-        require_within(self, 1, "image_size", "train_batch_size", "max_train_images", "max_eval_images")
+        super().__post_init__()
+        require_within(self, 1, "train_batch_size")
         require_within(self, 0, "target_train_steps", "target_learning_rate", "adam_weight_decay")
-        require_within(self, 0, "augmentation_shift", "augmentation_noise", "split_seed")
-        require_within(self, 0, "seed", highest=LARGEST_SEED)
+        require_within(self, 0, "augmentation_shift", "augmentation_noise")
 
 
 @dataclass
@@ -161,13 +171,13 @@ def shared_names() -> list[str]:
     return [known.name for known in fields(CollectionSettings)]
 
 
-def load_images_of(settings: CollectionSettings) -> ImageData:
+def load_images_of(settings: TargetSettings) -> ImageData:
     """Loads the images that the settings name, split as they ask.
 
     For a trained network they are preprocessed as its own images were, and numbered as its outputs are if it has all
     their classes.
     """
-    chosen, path = _image_arguments(settings), settings.model_name_or_path
+    chosen, path = image_arguments(settings), settings.model_name_or_path
     if path is None:
         return load_images(**chosen)
     preprocessing, size = preprocessing_of(path, settings.image_size)
@@ -187,13 +197,14 @@ def load_images_of_zoo(checkpoints: Checkpoints, dataset_name: str | None = None
     stored, runs = checkpoints.preprocessing, checkpoints.collection.get("runs") or {}
     # The outputs of networks for tasks need not be the classes of the images.
     names = runs.get("class_names") or class_names(checkpoints.target_model.config)
-    chosen = _image_arguments(collection_of(checkpoints, dataset_name))
+    chosen = image_arguments(collection_of(checkpoints, dataset_name))
     images = load_images(**chosen, preprocessing=Preprocessing.from_dict(stored) if stored else None)
     require_classes(images, names, "name the images of this zoo with --dataset_name")
     return in_order_of(images, names)
 
 
-def _image_arguments(settings: CollectionSettings) -> dict[str, Any]:
+def image_arguments(settings: TargetSettings) -> dict[str, Any]:
+    """Returns those of the settings that name images: arguments of `load_images`."""
     names = inspect.signature(load_images).parameters
     return {name: value for name, value in vars(settings).items() if name in names}
 
@@ -222,23 +233,23 @@ def collection_of(checkpoints: Checkpoints, dataset_name: str | None = None) -> 
     return CollectionSettings(dataset_name=dataset_name, image_size=image_size)
 
 
-def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedModel:
+def load_target(settings: TargetSettings, images: ImageData | None) -> PreTrainedModel:
     """Loads the target network, or builds it from a configuration with seeded initial weights.
+
+    Without images its outputs and channels are those that it has, or that its configuration states.
 
     The outputs of a new network are the classes of the images, or one value if their labels are floating-point
     numbers; with tasks they are those of the tasks. A trained one keeps its head and its classes, unless there are
     another number of them; see `load_trained`.
     """
-    if isinstance(settings, MultiRunSettings) and settings.tasks is not None:
+    if images is not None and isinstance(settings, MultiRunSettings) and settings.tasks is not None:
         images = replace(images, label_names=make_tasks(settings.tasks, images.label_names).label_names)
     if settings.model_name_or_path is not None:
+        if images is None:
+            return AutoModelForImageClassification.from_pretrained(settings.model_name_or_path)
         model = load_trained(settings.model_name_or_path, images, settings.new_head, settings.seed)
         require_channels(model.config, images)
         return model
-    names = dict(enumerate(images.label_names))
-    outputs: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-    if images.train.labels.is_floating_point():
-        outputs |= {"num_labels": 1, "problem_type": "regression"}
     given = settings.model_config
     text = Path(given).read_text(encoding="utf-8") if given.endswith(".json") else given
     try:
@@ -249,13 +260,27 @@ def load_target(settings: CollectionSettings, images: ImageData) -> PreTrainedMo
         ) from error
     if settings.architecture is not None:
         values = architecture_config(settings.architecture) | values
-    values = {"model_type": settings.model_type, "num_channels": images.num_channels} | values
-    config = AutoConfig.for_model(**values, **outputs)
-    require_channels(config, images)
-    if hasattr(config, "image_size"):
-        config.image_size = images.preprocessing.image_size
+    values = {"model_type": settings.model_type} | values
+    size = settings.image_size
+    if images is not None:
+        values = {"num_channels": images.num_channels} | values | _outputs_for(images)
+        size = images.preprocessing.image_size
+    config = AutoConfig.for_model(**values)
+    if images is not None:
+        require_channels(config, images)
+    if hasattr(config, "image_size") and size is not None:
+        config.image_size = size
     with seeded(settings.seed):
         return AutoModelForImageClassification.from_config(config)
+
+
+def _outputs_for(images: ImageData) -> dict[str, Any]:
+    """Returns the fields of a new network's configuration that the labels of its images decide."""
+    names = dict(enumerate(images.label_names))
+    outputs: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+    if images.train.labels.is_floating_point():
+        outputs |= {"num_labels": 1, "problem_type": "regression"}
+    return outputs
 
 
 def target_optimization(settings: CollectionSettings, max_train_steps: int) -> OptimizationSettings:
