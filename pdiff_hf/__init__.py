@@ -38,7 +38,9 @@ from .models.linear_autoencoder import LinearParameterAutoencoder as LinearParam
 from .models.mlp_denoiser import MLPParameterDenoiser as MLPParameterDenoiser
 from .models.transformer_denoiser import TransformerParameterDenoiser as TransformerParameterDenoiser
 from .models.unit_autoencoder import UnitParameterAutoencoder as UnitParameterAutoencoder
-from .pipelines.pipeline_output import DrawnNetworks as DrawnNetworks
+from .pipelines.drawn_networks import DrawnNetworks as DrawnNetworks
+from .pipelines.ensembles import DrawnEvaluation as DrawnEvaluation
+from .pipelines.ensembles import EnsemblePrediction as EnsemblePrediction
 from .pipelines.pipeline_output import PDiffPipelineOutput as PDiffPipelineOutput
 from .pipelines.pipeline_pdiff import PDiffPipeline as PDiffPipeline
 from .targets.adapters import AdaptedModel as AdaptedModel

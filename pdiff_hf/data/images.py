@@ -30,7 +30,7 @@ class ImageSplit(TensorSplit):
         return ImageSplit(self.pixels[rows], self.labels[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageData:
     """Three disjoint splits: train fits, validation chooses, test is reported once."""
 
@@ -39,6 +39,14 @@ class ImageData:
     test: ImageSplit
     label_names: list[str]
     preprocessing: Preprocessing
+    dataset_name: str | None = None
+
+    def __repr__(self) -> str:
+        origin = f" of {self.dataset_name!r}" if self.dataset_name else ""
+        counts = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
+        names = ", ".join(self.label_names[:5]) + (", …" if len(self.label_names) > 5 else "")
+        shape = tuple(self.train.pixels.shape[1:])
+        return f"images{origin}: {counts}, each {shape}, {len(self.label_names)} classes: {names}"
 
     @property
     def num_channels(self) -> int:
@@ -55,7 +63,7 @@ class ImageData:
         train, validation, test = (
             ImageSplit(split.pixels, numbers[split.labels]) for split in (self.train, self.validation, self.test)
         )
-        return ImageData(train, validation, test, list(names), self.preprocessing)
+        return replace(self, train=train, validation=validation, test=test, label_names=list(names))
 
 
 def shorten(names: Sequence[str]) -> str:
@@ -119,7 +127,8 @@ def load_images(
         label_names = name_labels(train.labels, source.rows["train"].features[source.label_column])
     _require_learnable(dataset_name, {"train": train, "validation": validation, "test": test}, label_names)
     preprocessing = _measure(train, size) if preprocessing is None else replace(preprocessing, image_size=size)
-    return ImageData(train, validation, test, label_names, _for_channels(preprocessing, train.pixels.shape[1]))
+    preprocessing = _for_channels(preprocessing, train.pixels.shape[1])
+    return ImageData(train, validation, test, label_names, preprocessing, dataset_name)
 
 
 def _measure(train: ImageSplit, image_size: int) -> Preprocessing:

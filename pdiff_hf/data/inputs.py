@@ -138,7 +138,7 @@ class LabeledData(Protocol):
         """Returns what the network is fed with for the examples of a split."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TensorSplit:
     """Examples as the network takes them, such as tokenized texts of one length, and a label for each `(n,)`."""
 
@@ -151,6 +151,13 @@ class TensorSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        tensors = self.features if isinstance(self.features, Mapping) else {"": self.features}
+        shapes = [
+            f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}".lstrip() for name, t in tensors.items()
+        ]
+        return f"{len(self)} examples {', '.join(shapes)}, labels {str(self.labels.dtype).removeprefix('torch.')}"
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 of the examples and labels."""

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
 from .checks import as_count, as_number, check_arguments, check_generator, check_scheduler, returned_latents
+from .drawn_networks import DrawnNetworks
 from .guidance import Guidance, KnownConditions, as_autoguidance_scale, as_condition, as_guidance_scale
 from .loading import Source, load_arguments, locate
-from .pipeline_output import CallState, DrawnNetworks, PDiffPipelineOutput, number_draws
+from .pipeline_output import CallState, PDiffPipelineOutput, number_draws
 from .saving import replace_pipeline
 
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub

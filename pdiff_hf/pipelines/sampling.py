@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..folders import replace_folder
 from ..targets.conditions import ConditionError
 from .checks import as_count
-from .pipeline_output import NUMBERED, DrawnNetworks
+from .drawn_networks import NUMBERED, DrawnNetworks
 from .pipeline_pdiff import PDiffPipeline
 
 BATCH_SIZE = 1  # in a batch the last bits of a network would depend on how many others there are
