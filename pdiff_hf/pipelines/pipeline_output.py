@@ -22,14 +22,15 @@ def number_draws(
     count: int,
     generator: torch.Generator | list[torch.Generator] | None,
     source: Any,
-    scheduler: str,
+    scheduler: str | None,
     sampling: dict[str, Any],
     conditions: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the provenance of each network: what describes all of them, and its seed and place in the call.
 
     `source` is the `Source` that the pipeline was loaded from, None if it was not; `scheduler` the name of its class,
-    and `sampling` its settings; `conditions` are those that the networks were drawn for, `(count, c)`.
+    None if the networks were decoded from latents that were given; `sampling` its settings; `conditions` are those
+    that the networks were drawn for, `(count, c)`.
     """
     repository = source.repository if source else None
     drawing = {

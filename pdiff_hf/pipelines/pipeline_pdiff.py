@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
 from .checks import as_count, as_number, check_arguments, check_generator, check_scheduler, returned_latents
-from .drawn_networks import DrawnNetworks
 from .guidance import Guidance, KnownConditions, as_autoguidance_scale, as_condition, as_guidance_scale
+from .latent_space import LatentSpaceMixin
 from .loading import Source, load_arguments, locate
 from .pipeline_output import CallState, PDiffPipelineOutput, number_draws
 from .saving import replace_pipeline
@@ -29,7 +29,7 @@ from .saving import replace_pipeline
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
 
 
-class PDiffPipeline(DiffusionPipeline):
+class PDiffPipeline(LatentSpaceMixin, DiffusionPipeline):
     """Draws parameter subsets from noise (Neural Network Diffusion, arXiv 2402.13144) and puts them into a network.
 
     Several threads may draw from one pipeline at once, unless its components are offloaded. Networks may be loaded in
@@ -195,8 +195,7 @@ class PDiffPipeline(DiffusionPipeline):
         if output_type == "model":
             sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature, **guidance.describe()}
             how = (self._source, type(scheduler).__name__, sampling, guidance.condition)
-            about = self.config.image_processor_config or {}, number_draws(num_models, generator, *how)
-            fields["models"] = DrawnNetworks(self.target_model, self.processor, parameters, *about)
+            fields["models"] = self._networks(parameters, number_draws(num_models, generator, *how))
         self.maybe_free_model_hooks()
         output = PDiffPipelineOutput(**fields, condition_distance=guidance.condition_distance)
         return output if return_dict else output.to_tuple()
