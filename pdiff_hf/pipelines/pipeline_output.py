@@ -52,7 +52,7 @@ def number_draws(
 class CallState(threading.local):
     """What the last call of each thread has reached."""
 
-    num_timesteps, interrupt = 0, False
+    num_timesteps, interrupt, is_batch = 0, False, False
 
     def __reduce__(self) -> tuple:
         return CallState, ()  # a copied or pickled pipeline has made no call

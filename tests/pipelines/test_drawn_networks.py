@@ -25,6 +25,7 @@ from pdiff_hf import (
 from pdiff_hf.data.inputs import BatchError
 from pdiff_hf.loops import seeded
 from pdiff_hf.pipelines.pipeline_output import PDiffPipelineOutput
+from pdiff_hf.pipelines.sampling import sample_to_folder
 from pdiff_hf.targets.calibration import calibration_figures
 
 
@@ -272,3 +273,29 @@ def test_saving_shows_one_bar(out: PDiffPipelineOutput, tmp_path, capsys: pytest
     assert "saving networks: 100%" in shown
     assert "model shards" not in shown
     assert logging.is_progress_bar_enabled()
+
+
+def test_drawing_batch_by_batch_shows_one_bar(tiny_pipeline: PDiffPipeline, capsys: pytest.CaptureFixture):
+    capsys.readouterr()
+
+    assert sum(len(out.models) for out in tiny_pipeline.iter(5, batch_size=2)) == 5
+
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1  # which each bar writes at its end
+    assert "drawing networks: 100%" in shown
+    tiny_pipeline(1, num_inference_steps=3)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_sampling_to_a_folder_shows_one_bar_and_leaves_the_pipelines_own(
+    tiny_pipeline: PDiffPipeline, tmp_path, capsys: pytest.CaptureFixture
+):
+    capsys.readouterr()
+
+    sample_to_folder(tiny_pipeline, tmp_path / "drawn", 3)
+
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1  # which each bar writes at its end
+    assert "drawing networks: 100%" in shown
+    tiny_pipeline(1, num_inference_steps=3)
+    assert "3/3" in capsys.readouterr().err
