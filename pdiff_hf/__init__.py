@@ -7,6 +7,8 @@
 from . import _registration  # before any component: their names are part of the file format
 # isort: on
 
+import diffusers
+
 from .data.images import ImageData as ImageData
 from .data.images import load_images as load_images
 from .data.inputs import TensorData as TensorData
@@ -77,6 +79,8 @@ from .zoo.trainer_callback import CheckpointCallback as CheckpointCallback
 from .zoo.trajectory import collect as collect
 
 __version__ = "0.1.0"
+
+diffusers.PDiffPipeline = PDiffPipeline  # where DiffusionPipeline.from_pretrained looks its classes up
 
 # model_index.json names every component as one of `pdiff_hf`; a new row of the table needs no further line here.
 for _role in _registration.COMPONENTS:
