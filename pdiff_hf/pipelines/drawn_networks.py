@@ -87,7 +87,8 @@ class DrawnNetworks(Sequence[PreTrainedModel]):
     def __repr__(self) -> str:
         generator = self.provenance[0].get("generator") if self.provenance else None
         shape, origin = tuple(self.parameters.shape), f", from {generator!r}" if generator else ""
-        return f"{len(self)} drawn networks: {type(self.target_model).__name__}, parameters {shape}{origin}"
+        count = f"{len(self)} drawn network{'s' * (len(self) != 1)}"
+        return f"{count}: {type(self.target_model).__name__}, parameters {shape}{origin}"
 
     def __len__(self) -> int:
         return len(self.parameters)

@@ -76,9 +76,11 @@ class DrawnEvaluation:
     def __str__(self) -> str:
         """Returns a table; accuracy and ECE in per cent."""
         networks, count = self.networks, len(self.networks["accuracy"])
-        rows = {f"{name} of {count} networks": of for name, of in (("mean", torch.mean), ("std", _std))}
-        figures = {row: {name: of(own).item() for name, own in networks.items()} for row, of in rows.items()}
-        figures["their ensemble"] = self.ensemble
+        rows = {f"{name} of {count} networks": of for name, of in (("mean", torch.mean), ("std", torch.std))}
+        figures = {"one network": self.ensemble}
+        if count > 1:
+            figures = {row: {name: of(own).item() for name, own in networks.items()} for row, of in rows.items()}
+            figures["their ensemble"] = self.ensemble
         title = f"on {self.images} examples"
         width = max(map(len, [title, *figures]))
         lines = [f"{title:{width}}  accuracy %     NLL   Brier   ECE %"]
@@ -86,10 +88,6 @@ class DrawnEvaluation:
             cells = f"{100 * own['accuracy']:10.2f}  {own['nll']:6.3f}  {own['brier']:6.3f}  {100 * own['ece']:6.2f}"
             lines.append(f"{row:{width}}  {cells}")
         return "\n".join(lines)
-
-
-def _std(values: torch.Tensor) -> torch.Tensor:
-    return values.std(correction=int(len(values) > 1))
 
 
 def rank_networks(logits: Iterable[torch.Tensor], labels: torch.Tensor, task: Task) -> list[int]:

@@ -136,6 +136,7 @@ def test_a_printed_evaluation_is_a_short_table(out: PDiffPipelineOutput, images:
     assert [line.split("  ")[0] for line in lines[1:]] == ["mean of 6 networks", "std of 6 networks", "their ensemble"]
     assert f"{100 * evaluation.ensemble['accuracy']:.2f}" in lines[3]
     assert len({len(line) for line in lines}) == 1
+    assert str(out.models[:1].evaluate(images)).splitlines()[1].startswith("one network")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_drawn_networks_can_be_copied_and_pickled_while_one_is_held(out: PDiffPi
 
 def test_outputs_are_shown_in_a_line(tiny_pipeline: PDiffPipeline, out: PDiffPipelineOutput):
     assert repr(out) == "6 drawn networks: MLPForImageClassification, parameters (6, 90)"
-    assert repr(out.models[:2]) == "2 drawn networks: MLPForImageClassification, parameters (2, 90)"
+    assert repr(out.models[:1]) == "1 drawn network: MLPForImageClassification, parameters (1, 90)"
     assert repr(tiny_pipeline(2, output_type="latent")) == "latents (2, 4)"
     out.models.provenance[0]["generator"] = "org/generator"
     assert str(out).endswith("parameters (6, 90), from 'org/generator'")
