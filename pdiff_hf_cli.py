@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    """Prints what a generator's repository or folder holds."""
-    from pdiff_hf.pipelines.describing import describe_pipeline, description_table
+    """Prints what a repository or folder of a generator, of checkpoints or of drawn networks holds."""
+    from pdiff_hf.pipelines.describing import describe, description_table
 
-    described = describe_pipeline(arguments.pipeline, arguments.revision, arguments.token)
+    described = describe(arguments.pipeline, arguments.revision, arguments.token)
     print(json.dumps(described, indent=2) if arguments.json else description_table(described))
 
 
@@ -104,10 +104,21 @@ def push(arguments: argparse.Namespace) -> None:
         print(f"Pushed the code to the branch remote-code: {commit}")
 
 
+class Version(argparse.Action):
+    """Prints the version, which the package knows, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from pdiff_hf import __version__
+
+        print(f"pdiff-hf {__version__}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     description = "Networks drawn from noise: inspect generators, draw from them, audit and share them."
     parser = argparse.ArgumentParser("pdiff-hf", description=description, epilog=EPILOG, formatter_class=raw)
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(function: Callable, help: str, example: str) -> argparse.ArgumentParser:
@@ -118,8 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--token", help="a Hub token; by default the stored one (hf auth login)")
         return made
 
-    one = command(info, "show what a generator holds; fetches no weights", "org/pdiff-resnet18-cifar10 --json")
-    one.add_argument("pipeline", help="a folder, or an id on the Hub")
+    help = "show what a generator, a checkpoints dataset or drawn networks hold; fetches no weights"
+    one = command(info, help, "org/pdiff-resnet18-cifar10 --json")
+    one.add_argument("pipeline", metavar="name", help="a folder, or an id on the Hub")
     one.add_argument("--revision", help="branch, tag or commit")
     one.add_argument("--json", action="store_true", help="print JSON")
 

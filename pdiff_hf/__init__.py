@@ -7,6 +7,8 @@
 from . import _registration  # before any component: their names are part of the file format
 # isort: on
 
+import diffusers
+
 from .data.images import ImageData as ImageData
 from .data.images import load_images as load_images
 from .data.inputs import TensorData as TensorData
@@ -38,7 +40,9 @@ from .models.linear_autoencoder import LinearParameterAutoencoder as LinearParam
 from .models.mlp_denoiser import MLPParameterDenoiser as MLPParameterDenoiser
 from .models.transformer_denoiser import TransformerParameterDenoiser as TransformerParameterDenoiser
 from .models.unit_autoencoder import UnitParameterAutoencoder as UnitParameterAutoencoder
-from .pipelines.pipeline_output import DrawnNetworks as DrawnNetworks
+from .pipelines.drawn_networks import DrawnNetworks as DrawnNetworks
+from .pipelines.ensembles import DrawnEvaluation as DrawnEvaluation
+from .pipelines.ensembles import EnsemblePrediction as EnsemblePrediction
 from .pipelines.pipeline_output import PDiffPipelineOutput as PDiffPipelineOutput
 from .pipelines.pipeline_pdiff import PDiffPipeline as PDiffPipeline
 from .targets.adapters import AdaptedModel as AdaptedModel
@@ -75,6 +79,8 @@ from .zoo.trainer_callback import CheckpointCallback as CheckpointCallback
 from .zoo.trajectory import collect as collect
 
 __version__ = "0.1.0"
+
+diffusers.PDiffPipeline = PDiffPipeline  # where DiffusionPipeline.from_pretrained looks its classes up
 
 # model_index.json names every component as one of `pdiff_hf`; a new row of the table needs no further line here.
 for _role in _registration.COMPONENTS:

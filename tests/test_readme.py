@@ -1,20 +1,21 @@
-"""The Python snippets of the README run in order, and its links exist."""
+"""The Python snippets of the README and of the page about drawn networks run in order, and their links exist."""
 
 import re
 from pathlib import Path
 
+import pytest
 from conftest import run_snippets
 
-from pdiff_hf import MultiRunSettings, collect_runs, fit
+from pdiff_hf import MultiRunSettings, Recipe, collect_runs, fit
 from pdiff_hf.zoo.settings import load_images_of, load_target
 
 README = Path(__file__).parents[1] / "README.md"
+DRAWN = README.parent / "docs" / "drawn_networks.md"
 
 
-def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch, tiny_recipe):
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(snippets) == 4
-    # In place of `make demo` and `make demo-conditional`:
+@pytest.fixture
+def demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) -> None:
+    """A folder to work in, with small pipelines where `make demo` and `make demo-conditional` write theirs."""
     runs = {"num_runs": 20, "num_validation_runs": 0, "num_test_runs": 0}
     tasks = {"tasks": "subsets", "num_tasks": 20, "num_validation_tasks": 0, "num_test_tasks": 0, "runs_per_task": 1}
     for name, counts in {"demo": runs, "demo-conditional": tasks}.items():
@@ -31,6 +32,12 @@ def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch, tiny_
         pipe.save_pretrained(tmp_path / f"runs/{name}/pipeline")
     monkeypatch.chdir(tmp_path)
 
+
+@pytest.mark.usefixtures("demos")
+def test_python_snippets_of_the_readme_run_in_order():
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(snippets) == 4
+
     namespace = run_snippets(README)
 
     assert namespace["out"].logits(namespace["pixel_values"]).shape == (10, 4, 2)
@@ -40,8 +47,25 @@ def test_python_snippets_of_the_readme_run_in_order(tmp_path, monkeypatch, tiny_
     assert Path("generator/model_index.json").is_file()
 
 
-def test_files_the_readme_links_to_exist():
-    prose = re.sub(r"```.*?```", "", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+@pytest.mark.usefixtures("demos")
+def test_python_snippets_about_drawn_networks_run_in_order(capsys: pytest.CaptureFixture):
+    namespace = run_snippets(DRAWN)
+
+    shown = capsys.readouterr().out
+    assert "10 drawn networks: MLPForImageClassification, parameters (10, 1210)\n" in shown
+    assert "their ensemble" in shown
+    assert namespace["predicted"].probabilities.shape == (797, 10)
+    assert namespace["evaluation"].networks["accuracy"].shape == (10,)
+    assert len(namespace["few"]) == len(namespace["best"]) == 3
+    assert namespace["decoded"].parameters.shape == (10, 1210)
+    assert len(namespace["between"].models) == 5
+    assert Path("drawn/00009/model.safetensors").is_file()
+    assert Path("best/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("page", "least"), [(README, 6), (DRAWN, 1)], ids=["README", "drawn_networks"])
+def test_files_that_a_page_links_to_exist(page: Path, least: int):
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = re.findall(r"\]\((?!http)([^)#]+)\)", prose)
-    assert len(links) > 5
-    assert [link for link in links if not (README.parent / link).exists()] == []
+    assert len(links) >= least
+    assert [link for link in links if not (page.parent / link).exists()] == []

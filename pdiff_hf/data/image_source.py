@@ -11,7 +11,7 @@ import torch
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
-from .inputs import BatchError, label_tensor
+from .inputs import BatchError, label_tensor, text_classes
 from .named_datasets import DATASETS
 from .pixels import PixelBuffer, PixelsError, decode, to_tensors
 
@@ -43,16 +43,19 @@ class ImageSource:
                 "--max_eval_images for the validation and the test images each."
             )
         try:
-            loaded = datasets.load_dataset(name) if known is None else known.load()
+            loaded = _load(name) if known is None else known.load()
         except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
-            here = "is not a folder here" if not os.path.isdir(name) else "is a folder without readable data files"
+            here = "is not a folder here"
+            if os.path.exists(name):
+                kind = "folder without readable data files" if os.path.isdir(name) else "file that cannot be read"
+                here = f"is a {kind}"
             hub_id = "" if known is None else f", stands for {known.hub_id!r}"
             # `datasets` reports a damaged file as the cause of its own error, in several lines.
             reason = " ".join(str(error.__cause__ or error).split())
             raise ImageDataError(
                 f"No images were found under {name!r}: it {here}{hub_id}, and `datasets` could not load it "
-                f"({reason}). Pass 'digits', {', '.join(map(repr, DATASETS))}, a folder of parquet or image files, or "
-                "a Hub id."
+                f"({reason}). Pass 'digits', {', '.join(map(repr, DATASETS))}, a folder of parquet or image files, "
+                "a parquet file, or a Hub id."
             ) from error
         if "train" not in loaded:
             raise ImageDataError(f"{name!r} has the splits {sorted(loaded)}, but a 'train' split is needed.")
@@ -66,6 +69,7 @@ class ImageSource:
         self.label_column = label_column or _find_column(rows["train"], datasets.ClassLabel, "label")
         columns = {f"the {split} split of {name!r}": list(rows[split].features) for split in self.stored.values()}
         require_columns(columns, self.image_column, self.label_column)
+        self.class_names = text_classes(rows["train"], self.label_column)  # of labels that are text
 
     def split(
         self, validation_fraction: float, max_train_images: int | None, max_eval_images: int | None
@@ -114,11 +118,17 @@ class ImageSource:
                 ) from error
             labels.append(row[self.label_column])
         try:
-            return images, label_tensor(labels)
+            return images, label_tensor(labels, self.class_names)
         except BatchError as error:
             raise ImageDataError(
                 f"In the {split} split of {self.name!r}, column {self.label_column!r} does not hold labels: {error}"
             ) from error
+
+
+def _load(name: str) -> datasets.DatasetDict:
+    if os.path.isfile(name) and name.endswith(".parquet"):
+        return datasets.load_dataset("parquet", data_files=name)
+    return datasets.load_dataset(name)
 
 
 def require_columns(

@@ -30,7 +30,7 @@ class ImageSplit(TensorSplit):
         return ImageSplit(self.pixels[rows], self.labels[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageData:
     """Three disjoint splits: train fits, validation chooses, test is reported once."""
 
@@ -39,6 +39,14 @@ class ImageData:
     test: ImageSplit
     label_names: list[str]
     preprocessing: Preprocessing
+    dataset_name: str | None = None
+
+    def __repr__(self) -> str:
+        origin = f" of {self.dataset_name!r}" if self.dataset_name else ""
+        counts = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
+        names = ", ".join(self.label_names[:5]) + (", …" if len(self.label_names) > 5 else "")
+        shape = tuple(self.train.pixels.shape[1:])
+        return f"images{origin}: {counts}, each {shape}, {len(self.label_names)} classes: {names}"
 
     @property
     def num_channels(self) -> int:
@@ -55,7 +63,7 @@ class ImageData:
         train, validation, test = (
             ImageSplit(split.pixels, numbers[split.labels]) for split in (self.train, self.validation, self.test)
         )
-        return ImageData(train, validation, test, list(names), self.preprocessing)
+        return replace(self, train=train, validation=validation, test=test, label_names=list(names))
 
 
 def shorten(names: Sequence[str]) -> str:
@@ -78,10 +86,10 @@ def load_images(
 
     - `digits`: scikit-learn's 1,797 gray 8x8 digits, permuted by `split_seed` into 700 / 300 / 797.
     - One of `DATASETS` by name (`mnist`, `cifar10`, …), unless there is a file or folder of that name.
-    - Otherwise anything `datasets.load_dataset` reads: a Hub id, or a folder of parquet or image files. A `validation`
-      split is taken as it is; where there is none, `validation_fraction` of the train images, permuted by
-      `split_seed`, become it. A data set without a test split gives up its validation split, or as many train images
-      again, for testing.
+    - Otherwise anything `datasets.load_dataset` reads: a Hub id, a folder of parquet or image files, or one parquet
+      file. A `validation` split is taken as it is; where there is none, `validation_fraction` of the train images,
+      permuted by `split_seed`, become it. A data set without a test split gives up its validation split, or as many
+      train images again, for testing.
 
     All images are of color if one of those that are read is. Images of more than 8 bits are scaled to [0, 1], and
     transparent parts show a white background; see `decode` for what an image column may hold.
@@ -93,7 +101,8 @@ def load_images(
         validation_fraction: Share of the train images, in (0, 1).
         image_column: Column of the images; by default the first one of type Image, or one called `image`.
         label_column: Column of the labels; by default the first one of type ClassLabel, or one called `label`. Whole
-            numbers are classes; floating-point numbers are values to predict, whose one label name is `value`.
+            numbers are classes, and so is text, sorted; floating-point numbers are values to predict, whose one label
+            name is `value`.
         max_train_images: Keep this many train images at most (after the permutation).
         max_eval_images: Keep this many validation and this many test images at most, permuted by `split_seed`.
         preprocessing: That of a trained network; by default mean and standard deviation of each channel are measured
@@ -116,10 +125,12 @@ def load_images(
         source = ImageSource(dataset_name, image_column, label_column, bounded, size, resample, split_seed)
         parts = source.split(validation_fraction, max_train_images, max_eval_images)
         train, validation, test = (ImageSplit(*part) for part in parts)
-        label_names = name_labels(train.labels, source.rows["train"].features[source.label_column])
+        feature = source.rows["train"].features[source.label_column]
+        label_names = name_labels(train.labels, feature, source.class_names)
     _require_learnable(dataset_name, {"train": train, "validation": validation, "test": test}, label_names)
     preprocessing = _measure(train, size) if preprocessing is None else replace(preprocessing, image_size=size)
-    return ImageData(train, validation, test, label_names, _for_channels(preprocessing, train.pixels.shape[1]))
+    preprocessing = _for_channels(preprocessing, train.pixels.shape[1])
+    return ImageData(train, validation, test, label_names, preprocessing, dataset_name)
 
 
 def _measure(train: ImageSplit, image_size: int) -> Preprocessing:

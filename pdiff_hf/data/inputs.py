@@ -66,8 +66,31 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
     return model(*args, **kwargs)
 
 
-def label_tensor(labels: Sequence[Any]) -> torch.Tensor:
-    """Returns labels as a tensor `(n,)`: classes, which are whole numbers from 0, int64; finite values float32."""
+def text_classes(rows: datasets.Dataset, column: str) -> list[str] | None:
+    """Returns the distinct labels of a column of text, sorted: the classes, in order; None of any other column."""
+    if getattr(rows.features[column], "dtype", None) not in ("string", "large_string") or not hasattr(rows, "unique"):
+        return None
+    names = set(rows.unique(column)) - {None}
+    return sorted(names, key=lambda name: (int(name), name) if all(map(str.isdecimal, names)) else (0, name))
+
+
+def label_tensor(labels: Sequence[Any], names: Sequence[str] | None = None) -> torch.Tensor:
+    """Returns labels as a tensor `(n,)`: classes, which are whole numbers from 0, int64; finite values float32.
+
+    Labels that are text are the places of their class among `names`, if these are given.
+
+    Raises:
+        BatchError: If a label is neither, or none of `names`.
+    """
+    if names is not None:
+        places = {name: place for place, name in enumerate(names)}
+        if unknown := [label for label in labels if label not in places]:
+            shown = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
+            raise BatchError(
+                f"{repr(unknown[0])[:50]} is none of the {len(names)} classes of the train split ({shown}); remove "
+                "these rows, or move some to the train split."
+            )
+        labels = [places[label] for label in labels]
     if labels and all(isinstance(label, float) and math.isfinite(label) for label in labels):
         return torch.tensor(labels, dtype=torch.float32)
     wrong = [label for label in labels if not isinstance(label, int) or label < 0]
@@ -81,11 +104,11 @@ def label_tensor(labels: Sequence[Any]) -> torch.Tensor:
     return torch.tensor(labels, dtype=torch.long)
 
 
-def name_labels(labels: torch.Tensor, feature: Any) -> list[str]:
-    """Returns the names of the classes, from the column's feature if it has them; `value` where labels are values."""
+def name_labels(labels: torch.Tensor, feature: Any, names: Sequence[str] | None = None) -> list[str]:
+    """Returns `names`, else those that the column's feature has, else numbers; `value` where labels are values."""
     if labels.is_floating_point():
         return ["value"]
-    return list(getattr(feature, "names", None) or [str(i) for i in range(int(labels.max()) + 1)])
+    return list(names or getattr(feature, "names", None) or [str(i) for i in range(int(labels.max()) + 1)])
 
 
 def require_labels(splits: Mapping[str, torch.Tensor], count: int) -> None:
@@ -138,7 +161,7 @@ class LabeledData(Protocol):
         """Returns what the network is fed with for the examples of a split."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TensorSplit:
     """Examples as the network takes them, such as tokenized texts of one length, and a label for each `(n,)`."""
 
@@ -151,6 +174,13 @@ class TensorSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        tensors = self.features if isinstance(self.features, Mapping) else {"": self.features}
+        shapes = [
+            f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}".lstrip() for name, t in tensors.items()
+        ]
+        return f"{len(self)} examples {', '.join(shapes)}, labels {str(self.labels.dtype).removeprefix('torch.')}"
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 of the examples and labels."""
@@ -185,13 +215,13 @@ class TensorData:
 
         Args:
             columns: What the network takes, by the names of its arguments; all rows are of one length.
-            label_column: Whole numbers from 0, which are classes, or floating-point values.
+            label_column: Classes, which are whole numbers from 0 or text, or floating-point values.
 
         Raises:
             BatchError: If a split or column is missing, rows are of different lengths, or labels are no numbers or
                 classes that the train split does not know.
         """
-        splits = {}
+        splits, names = {}, None
         for name in ("train", "validation", "test"):
             if name not in dataset:
                 raise BatchError(
@@ -211,7 +241,8 @@ class TensorData:
                     f"The rows of {list(columns)} in the {name} split are not of one length ({error}); "
                     "pad them (padding='max_length')."
                 ) from error
-            splits[name] = TensorSplit(features, label_tensor(list(rows[label_column])))
-        label_names = name_labels(splits["train"].labels, dataset["train"].features[label_column])
+            names = text_classes(rows, label_column) if name == "train" else names
+            splits[name] = TensorSplit(features, label_tensor(list(rows[label_column]), names))
+        label_names = name_labels(splits["train"].labels, dataset["train"].features[label_column], names)
         require_labels({name: split.labels for name, split in splits.items()}, len(label_names))
         return cls(**splits, label_names=label_names)

@@ -9,13 +9,9 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional
 
+from ..targets.calibration import calibration_figures, ensemble_log_probabilities
+
 SIZES = (1, 2, 4, 8, 16)
-BINS = 15
-
-
-def ensemble_log_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Turns logits `(members, images, classes)` into the log of the members' mean probability, `(images, classes)`."""
-    return logits.double().log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
@@ -25,25 +21,6 @@ def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> fl
         return functional.nll_loss((log_probabilities / math.exp(log_temperature)).log_softmax(-1), labels).item()
 
     return math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
-
-
-def calibration_figures(log_probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Returns accuracy, NLL (nats), Brier score and expected calibration error of `(images, classes)`.
-
-    Brier: mean squared distance to the one-hot label, in [0, 2]. ECE: 15 equal bins of confidence, in [0, 1].
-    """
-    probabilities = log_probabilities.exp()
-    confidence, predicted = probabilities.max(-1)
-    right = (predicted == labels).double()
-    one_hot = functional.one_hot(labels, probabilities.shape[1])
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    gap = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, right - confidence)
-    return {
-        "accuracy": right.mean().item(),
-        "nll": functional.nll_loss(log_probabilities, labels).item(),
-        "brier": ((probabilities - one_hot) ** 2).sum(-1).mean().item(),
-        "ece": (gap.abs().sum() / len(labels)).item(),
-    }
 
 
 def ensemble_figures(

@@ -148,7 +148,7 @@ def check_arguments(
     """
     check_generator(generator, shape[0])
     if latents is not None:
-        _check_latents(latents, shape)
+        check_latents(latents, shape)
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, but is {output_type!r}.")
     if unknown := sorted(set(callback_inputs) - set(known_inputs)):
@@ -179,11 +179,12 @@ def returned_latents(returned: Any, latents: torch.Tensor) -> torch.Tensor:
             f"{returned!r:.50}."
         )
     changed = returned.get("latents", latents)
-    _check_latents(changed, tuple(latents.shape))
+    check_latents(changed, tuple(latents.shape))
     return changed
 
 
-def _check_latents(latents: Any, shape: tuple[int, ...]) -> None:
+def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
+    """Raises a `ValueError` unless they are a finite tensor of that shape."""
     if not isinstance(latents, torch.Tensor):
         raise ValueError(f"latents must be a torch.Tensor, but are a {type(latents).__name__}; use torch.as_tensor.")
     if tuple(latents.shape) != shape:

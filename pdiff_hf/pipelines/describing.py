@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-
-from ..hub import client as hub_client
-from ..hub.client import HubNotFoundError, persistently
-from ..hub.files import RepositoryFiles
-from ..hub.safety import broken_files, own_files, printable, read_json
+from ..hub.listing import Listing, list_files
+from ..hub.safety import BrokenFileError, broken_files, printable, read_json
 from ..targets.processing_parameters import ParameterProcessor
+from .describing_networks import NETWORK, describe_networks, describe_zoo, network_rows, subset_rows, zoo_rows
 from .guidance import KnownConditions
 from .loading import COMPONENTS, read_index
 from .numbers import number
@@ -27,44 +22,53 @@ DESCRIBING = (
 )
 
 
-def describe_pipeline(
-    name: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
-) -> dict[str, Any]:
-    """Describes a generator in a folder or on the Hub: what it generates, with what, its size, and its audit.
+def describe(name: str | os.PathLike, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
+    """Describes a generator, a checkpoints dataset or drawn networks, in a folder or on the Hub.
 
     Returns:
-        JSON types: `name, commit, size` (bytes), `largest_file, generated` (`names`, `parameter_dim`), `target`
+        JSON types: `kind` (`"generator"`, `"zoo"` or `"networks"`), and what `describe_pipeline`, `describe_zoo` or
+        `describe_networks` returns.
+
+    Raises:
+        HubError: If it cannot be read.
+        BrokenFileError: If it is none of the three, or a file is damaged.
+        UnsafeFileError: If a configuration is no regular file of the folder.
+    """
+    listing = list_files(name, revision, token)
+    if "model_index.json" in listing.sizes:
+        return describe_pipeline(listing)
+    if "processor_config.json" in listing.sizes:
+        return describe_zoo(listing)
+    if any(NETWORK.fullmatch(file) for file in listing.sizes):
+        return describe_networks(listing)
+    held = ", ".join(map(repr, sorted(listing.sizes)[:4])) or "nothing"
+    raise BrokenFileError(
+        f"{listing.name!r} is neither a generator (it has no model_index.json), nor a checkpoints dataset (no "
+        f"processor_config.json), nor drawn networks (no provenance.json); it holds {held}."
+    )
+
+
+def describe_pipeline(listing: Listing) -> dict[str, Any]:
+    """Describes a generator: what it generates, with what, its size, and its audit.
+
+    Returns:
+        JSON types: `kind, name, commit, size` (bytes), `largest_file, generated` (`names`, `parameter_dim`), `target`
         (`class`, `labels`), `autoencoder, denoiser, scheduler` (classes), `latent_dim, num_inference_steps,
         autoguidance_scale, guidance_scale, conditions` (`kind`, `names`, `complement`, `trained_count`; or None) and,
         where they are known, `data, verdict, accuracy, dispersion, costs`.
 
-    Raises:
-        HubError: If it cannot be read.
-        BrokenFileError: If it is no pipeline, or a configuration is damaged.
-        UnsafeFileError: If a configuration is no regular file of the folder.
+    Raises what `describe` raises.
     """
-    folder, commit = Path(name), None
-    if folder.is_dir():
-        sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-    else:
-        repository = RepositoryFiles(str(name), revision=revision, token=token)
-        how: dict[str, Any] = {"files_metadata": True, "timeout": hub_client.ANSWER_TIMEOUT}
-        api = HfApi(token=token)
-        info = persistently(lambda: api.model_info(str(name), revision=revision, **how), str(repository))
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        if "model_index.json" not in sizes:
-            raise HubNotFoundError(f"The {repository} is no pipeline: it has no model_index.json.")
-        commit = info.sha
-        folder = replace(repository, revision=commit).download(DESCRIBING)
-    own_files(folder, DESCRIBING)
-    index, where = read_index(folder), f"The description of {str(name)!r}"
+    folder, sizes = listing.fetch(DESCRIBING), listing.sizes
+    index, where = read_index(folder), f"The description of {listing.name!r}"
     target = read_json(folder / "target_model" / "config.json")
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     with broken_files(where):
         processor = ParameterProcessor.from_config(read_json(folder / "processor" / "processor_config.json"))
         described: dict[str, Any] = {
-            "name": str(name),
-            "commit": commit,
+            "kind": "generator",
+            "name": listing.name,
+            "commit": listing.commit,
             "size": sum(sizes.values()),
             "largest_file": max(sizes, key=lambda file: sizes[file]),
             "generated": {"names": processor.names, "parameter_dim": processor.parameter_dim},
@@ -95,14 +99,20 @@ def _floats(figures: dict[str, Any]) -> dict[str, float | None]:
 
 
 def description_table(described: dict[str, Any]) -> str:
-    """Returns what `describe_pipeline` found as lines of text."""
-    generated, target = described["generated"], described["target"]
-    names = generated["names"]
+    """Returns what `describe` found as lines of text."""
+    kinds = {"generator": pipeline_rows, "zoo": zoo_rows, "networks": network_rows}
+    rows = kinds[described["kind"]](described)
+    if described["commit"]:
+        rows[next(iter(rows))] += f" at {described['commit'][:8]}"
+    width = max(map(len, rows))
+    return "\n".join(f"{key:{width}}  {printable(value)}" for key, value in rows.items())
+
+
+def pipeline_rows(described: dict[str, Any]) -> dict[str, str]:
+    """Returns the lines of a table about what `describe_pipeline` found."""
     rows = {
-        "generator": described["name"] + (f" at {described['commit'][:8]}" if described["commit"] else ""),
-        "generates": f"{generated['parameter_dim']:,} parameters in {len(names)} tensors of {target['class']}",
-        "tensors": ", ".join(names[:3]) + (f", … ({len(names) - 3} more)" if len(names) > 3 else ""),
-        "labels": f"{len(target['labels'])}: {', '.join(map(str, target['labels'][:5]))}, …",
+        "generator": described["name"],
+        **subset_rows(described),
         "autoencoder": f"{described['autoencoder']}, {described['latent_dim']} latents",
         "denoiser": described["denoiser"],
         "sampler": f"{described['scheduler']}, {described['num_inference_steps']} steps"
@@ -125,5 +135,4 @@ def description_table(described: dict[str, Any]) -> str:
         rows["dispersion"] = ", ".join(f"{key} = {value:.2f}" for key, value in known.items())
     else:
         rows["audit"] = "not evaluated; `pdiff-hf audit` does"
-    width = max(map(len, rows))
-    return "\n".join(f"{key:{width}}  {printable(value)}" for key, value in rows.items())
+    return rows

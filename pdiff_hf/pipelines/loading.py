@@ -28,8 +28,8 @@ logger = logging.get_logger(__name__)
 COMPONENTS = ("autoencoder", "denoiser", "scheduler", "processor", "target_model", "guide")
 MODELS = ("autoencoder", "denoiser", "guide")  # of this package, with latents of one length
 OPTIONAL = ("guide",)  # a pipeline may lack them, or name none
-ROOT_FILES = ("model_index.json", "preprocessor_config.json")
-READ_FILES = (*ROOT_FILES, "metrics.json", *(f"{role}/*" for role in COMPONENTS))
+ROOT_FILES = ("model_index.json", "preprocessor_config.json", "metrics.json")
+READ_FILES = (*ROOT_FILES, *(f"{role}/*" for role in COMPONENTS))
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FETCHING = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # arguments of from_pretrained
 

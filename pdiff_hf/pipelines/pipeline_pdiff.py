@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +19,18 @@ from transformers import PreTrainedModel
 
 from ..hub.safety import UnsafeFileError, read_json
 from ..hub.sharing import share
-from .checks import as_count, as_number, check_arguments, check_generator, check_scheduler, returned_latents
-from .guidance import Guidance, KnownConditions, as_autoguidance_scale, as_condition, as_guidance_scale
+from .batches import BatchesMixin
+from .checks import as_count, as_number, check_arguments, check_scheduler, returned_latents
+from .guidance import Guidance, KnownConditions, as_autoguidance_scale, as_guidance_scale
+from .latent_space import LatentSpaceMixin
 from .loading import Source, load_arguments, locate
-from .pipeline_output import CallState, DrawnNetworks, PDiffPipelineOutput, number_draws
+from .pipeline_output import CallState, PDiffPipelineOutput, number_draws
 from .saving import replace_pipeline
 
 PUSHING = ("private", "token", "commit_message", "create_pr")  # arguments of save_pretrained with push_to_hub
 
 
-class PDiffPipeline(DiffusionPipeline):
+class PDiffPipeline(LatentSpaceMixin, BatchesMixin, DiffusionPipeline):
     """Draws parameter subsets from noise (Neural Network Diffusion, arXiv 2402.13144) and puts them into a network.
 
     Several threads may draw from one pipeline at once, unless its components are offloaded. Networks may be loaded in
@@ -51,8 +53,7 @@ class PDiffPipeline(DiffusionPipeline):
 
     Attributes:
         conditions: The `KnownConditions`: what conditions mean, and those of the zoo; None without.
-        metrics: How it was made and what was measured, the content of its `metrics.json`; None if not known, and of a
-            pipeline from the Hub, whose own goes with it.
+        metrics: How it was made and what was measured, the content of its `metrics.json`; None if not known.
     """
 
     model_cpu_offload_seq = "guide->denoiser->autoencoder"
@@ -194,38 +195,10 @@ class PDiffPipeline(DiffusionPipeline):
         if output_type == "model":
             sampling = {"num_inference_steps": num_inference_steps, "temperature": temperature, **guidance.describe()}
             how = (self._source, type(scheduler).__name__, sampling, guidance.condition)
-            about = self.config.image_processor_config or {}, number_draws(num_models, generator, *how)
-            fields["models"] = DrawnNetworks(self.target_model, self.processor, parameters, *about)
+            fields["models"] = self._networks(parameters, number_draws(num_models, generator, *how))
         self.maybe_free_model_hooks()
         output = PDiffPipelineOutput(**fields, condition_distance=guidance.condition_distance)
         return output if return_dict else output.to_tuple()
-
-    def iter(
-        self,
-        num_models: int,
-        batch_size: int = 64,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        num_inference_steps: int | None = None,
-        condition: Any = None,
-        guidance_scale: float | None = None,
-        autoguidance_scale: float | None = None,
-        output_type: str = "model",
-        temperature: float = 1.0,
-    ) -> Iterator[PDiffPipelineOutput]:
-        """Draws more networks than fit in memory: yields outputs of `batch_size` networks, the last one of the rest.
-
-        Takes the arguments of the call. A list of generators, one for each network, gives the networks of one call.
-        """
-        num_models, batch_size = as_count("num_models", num_models), as_count("batch_size", batch_size)
-        check_generator(generator, num_models)
-        condition = as_condition(self.conditions, condition, num_models)
-        how = (guidance_scale, autoguidance_scale, output_type, temperature)
-        for start in range(0, num_models, batch_size):
-            batch = slice(start, min(start + batch_size, num_models))
-            own = generator[batch] if isinstance(generator, list) else generator
-            asked = None if condition is None else condition[batch]
-            output = self(batch.stop - start, num_inference_steps, own, None, asked, *how)
-            yield cast(PDiffPipelineOutput, output)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PDiffPipeline:
@@ -249,7 +222,7 @@ class PDiffPipeline(DiffusionPipeline):
         pipe = cls(**arguments)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         pipe._source = source
-        if source.repository is None and (source.folder / "metrics.json").is_file():
+        if (source.folder / "metrics.json").is_file():
             pipe.metrics = read_json(source.folder / "metrics.json")
         return pipe if device is None else pipe.to(device)
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from tqdm.auto import tqdm
 
 from ..folders import replace_folder
 from ..targets.conditions import ConditionError
 from .checks import as_count
-from .pipeline_output import NUMBERED, DrawnNetworks
+from .drawn_networks import NUMBERED, DrawnNetworks
 from .pipeline_pdiff import PDiffPipeline
 
 BATCH_SIZE = 1  # in a batch the last bits of a network would depend on how many others there are
@@ -39,7 +38,6 @@ def sample_to_folder(
         UnwritableFolderError: If the folder cannot be written.
     """
     num_models = as_count("num_models", num_models)
-    pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(num_models)]
     settings: dict[str, Any] = {
         "temperature": temperature,
@@ -51,7 +49,7 @@ def sample_to_folder(
     provenance: list[dict[str, Any]] = []
     with replace_folder(output_dir, stale=NUMBERED) as folder:
         outputs = pipe.iter(num_models, BATCH_SIZE, generators, **settings)
-        for i, output in enumerate(tqdm(outputs, desc="drawing networks", total=num_models)):
+        for i, output in enumerate(outputs):
             networks = cast(DrawnNetworks, output.models)
             networks.write_network(0, folder / f"{i:05d}")
             provenance += networks.provenance

@@ -46,7 +46,7 @@ def _column(name: str, doc: str) -> Any:
     )
 
 
-@dataclass(init=False, eq=False)
+@dataclass(init=False, eq=False, repr=False)
 class CheckpointSplit:
     """One split: vectors `(n, D)` float32, and columns of n values each.
 
@@ -81,6 +81,10 @@ class CheckpointSplit:
     def __len__(self) -> int:
         return len(self.parameters)
 
+    def __repr__(self) -> str:
+        shape = tuple(self.parameters.shape)
+        return f"{len(self)} checkpoints of {len(set(self.run))} runs, parameters {shape}"
+
     def take(self, chosen: Sequence[bool]) -> CheckpointSplit:
         """Returns the checkpoints for which `chosen`, one for each, is true."""
         return self.rows([i for i, keep in enumerate(chosen) if keep])
@@ -98,7 +102,7 @@ class CheckpointSplit:
         return cls(torch.cat([part.parameters for part in parts]), **columns)
 
 
-@dataclass
+@dataclass(repr=False)
 class Checkpoints:
     """A whole checkpoints dataset: its splits, the layout, the target with its trunk, and where it came from.
 
@@ -115,6 +119,16 @@ class Checkpoints:
     target_model: PreTrainedModel
     preprocessing: dict[str, Any] = field(default_factory=dict)
     collection: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        dataset_name = (self.collection.get("settings") or {}).get("dataset_name")
+        what = type(self.target_model).__name__ + (f" on {dataset_name!r}" if dataset_name else "")
+        counts = ", ".join(f"{len(rows)} {name}" for name, rows in self.splits.items())
+        runs, names = len({run for rows in self.splits.values() for run in rows.run}), self.processor.names
+        shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        return (
+            f"checkpoints of {what}: {counts} of {runs} runs\n{self.processor.parameter_dim} parameters each: {shown}"
+        )
 
     @property
     def zoo(self) -> CheckpointSplit:

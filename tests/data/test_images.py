@@ -99,18 +99,57 @@ def test_image_folder_is_read(tmp_path):
     assert images.label_names == ["cat", "dog"]
 
 
+def test_labels_that_are_text_are_numbered_in_sorted_order(tmp_path):
+    write_split(tmp_path, "train", ["dog", "cat", "eel", "cat"] * 3, kind=datasets.Value("string"))
+    write_split(tmp_path, "validation", ["eel", "dog"], kind=datasets.Value("string"))
+    write_split(tmp_path, "test", ["cat", "eel"], kind=datasets.Value("string"))
+
+    images = load_images(str(tmp_path), image_size=4)
+
+    assert images.label_names == ["cat", "dog", "eel"]
+    assert sorted(images.train.labels.tolist()) == [0] * 6 + [1] * 3 + [2] * 3
+    assert images.validation.labels.tolist() == [2, 1]  # in the order of the file
+    assert images.test.labels.tolist() == [0, 2]
+
+
+def test_text_that_is_numbers_is_sorted_as_numbers(tmp_path):
+    write_split(tmp_path, "train", [str(number) for number in range(12)] * 3, kind=datasets.Value("string"))
+
+    assert load_images(str(tmp_path), image_size=4).label_names == [str(number) for number in range(12)]
+
+
+def test_text_that_the_train_split_lacks_is_refused(tmp_path):
+    write_split(tmp_path, "train", ["cat", "dog"] * 5, kind=datasets.Value("string"))
+    write_split(tmp_path, "test", ["cat", "eel"], kind=datasets.Value("string"))
+
+    with pytest.raises(ImageDataError, match=r"'eel' is none of the 2 classes of the train split \('cat', 'dog'\)"):
+        load_images(str(tmp_path), image_size=4)
+
+
+def test_one_parquet_file_is_read_as_a_train_split(tmp_path):
+    write_split(tmp_path, "train", ["cat", "dog"] * 10, kind=datasets.Value("string"))
+    (file,) = tmp_path.glob("**/*.parquet")
+
+    images = load_images(str(file), image_size=4)
+
+    assert [len(split) for split in (images.train, images.validation, images.test)] == [16, 2, 2]
+    assert images.label_names == ["cat", "dog"]
+
+
+def test_a_file_that_holds_no_images_is_named(tmp_path):
+    (tmp_path / "images.txt").write_text("cat\n")
+
+    with pytest.raises(ImageDataError, match=r"images\.txt': it is a file that cannot be read.* a parquet file"):
+        load_images(str(tmp_path / "images.txt"))
+
+
 @pytest.mark.parametrize(
     ("split", "labels", "kind", "message"),
     [
         ("train", [1] * 10, None, r"All 8 train images .* have label \[1\]; at least two classes"),
         ("train", [0.5] * 10, datasets.Value("float32"), r"have label \[0\.5\]; .*two values"),
         ("train", [0.5, float("nan")] * 5, datasets.Value("float32"), "'label' does not hold labels: .* like"),
-        (
-            "train",
-            ["cat", "dog"] * 2,
-            datasets.Value("string"),
-            "like 'cat'; Dataset.class_encode_column numbers them",
-        ),
+        ("train", ["cat", None] * 4, datasets.Value("string"), r"None is none of the 1 classes .* \('cat'\)"),
         (
             "train",
             [0, None] * 4,

@@ -102,6 +102,10 @@ def test_tokenized_dataset_becomes_three_splits_with_the_names_of_its_classes(te
     rows = token_dataset(9, 0).cast_column("label", datasets.ClassLabel(names=["bad", "fair", "good"]))
     named = TensorData.from_dataset(dict.fromkeys(("train", "validation", "test"), rows))
     assert named.label_names == ["bad", "fair", "good"]
+    words = rows.cast_column("label", datasets.Value("int64")).map(lambda row: {"label": "abc"[row["label"]]})
+    texts_as_labels = TensorData.from_dataset(dict.fromkeys(("train", "validation", "test"), words))
+    assert texts_as_labels.label_names == ["a", "b", "c"]
+    assert torch.equal(texts_as_labels.train.labels, named.train.labels)
 
 
 def test_dataset_that_does_not_fit_is_refused_in_a_sentence():

@@ -17,7 +17,7 @@ from pdiff_hf.evaluation.auditing import AuditSettings, audit_pipeline
 from pdiff_hf.evaluation.conditional_verdict import MEANINGS
 from pdiff_hf.evaluation.sets import CONDITIONAL_SETS
 from pdiff_hf.hub.cards import ALL_PICTURES
-from pdiff_hf.pipelines.describing import describe_pipeline, description_table
+from pdiff_hf.pipelines.describing import describe, description_table
 
 DRAWN = 3  # for each held-out condition
 
@@ -71,7 +71,7 @@ def test_the_card_states_word_baselines_and_distance(evaluated: Path, metrics: d
 
 def test_a_pipeline_with_such_a_report_is_loaded_and_described(evaluated: Path, metrics: dict, tmp_path: Path):
     pipe = PDiffPipeline.from_pretrained(evaluated / "pipeline")
-    described = describe_pipeline(evaluated / "pipeline")
+    described = describe(evaluated / "pipeline")
     pipe.save_pretrained(tmp_path)
 
     assert described["verdict"]["word"] == metrics["verdict"]["word"]

@@ -40,7 +40,7 @@ from pdiff_hf.evaluation.verdict import MEANINGS
 from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf.loops import seeded
 from pdiff_hf.pipelines.card import criteria_table, write_pipeline_card
-from pdiff_hf.pipelines.describing import describe_pipeline, description_table
+from pdiff_hf.pipelines.describing import describe, description_table
 from pdiff_hf.targets.symmetries import Symmetries
 
 SHOWN = [key for key in SETS if key != "heldout_branch"]
@@ -245,7 +245,7 @@ def test_small_zoos_are_reported_with_what_is_undefined_left_out(
     assert written["zoo"]["test"]["max_similarity"] is None  # all members are neighbors in time
     assert evaluation.max_similarity["zoo"].isnan().all()
     assert (written["generated"]["dispersion"]["F"] is None) == (heldout < 2)
-    described = description_table(describe_pipeline(tmp_path / "pipeline")).partition("\ndispersion")[2]
+    described = description_table(describe(tmp_path / "pipeline")).partition("\ndispersion")[2]
     assert ("F = " in described) == (heldout == 2)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.optimize import minimize
 from scipy.stats import mannwhitneyu
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from pdiff_hf import LinearParameterAutoencoder
 from pdiff_hf.evaluation.baselines import Baseline, averages, swept_baselines
@@ -42,12 +42,7 @@ from pdiff_hf.evaluation.novelty import (
     leave_one_out,
     neighbors_in_time,
 )
-from pdiff_hf.evaluation.uncertainty import (
-    calibration_figures,
-    deep_ensemble_equivalent,
-    ensemble_figures,
-    ensemble_log_probabilities,
-)
+from pdiff_hf.evaluation.uncertainty import deep_ensemble_equivalent, ensemble_figures
 from pdiff_hf.targets.task import classification, regression
 
 
@@ -277,32 +272,6 @@ def test_neighbors_are_of_either_set_if_the_distributions_are_equal():
 
 
 # Ensembles
-
-
-def test_an_ensemble_averages_probabilities():
-    logits = 2 * normal(5, 3000, 4)  # of members, images and classes
-
-    torch.testing.assert_close(ensemble_log_probabilities(logits).exp().float(), logits.softmax(-1).mean(0))
-
-
-def test_calibration_figures_are_those_of_direct_formulas():
-    log_probabilities = ensemble_log_probabilities(2 * normal(5, 3000, 4))
-    labels = torch.randint(4, (3000,), generator=seeded_generator(1))
-
-    figures = calibration_figures(log_probabilities, labels)
-
-    probabilities, truth = log_probabilities.exp().numpy(), labels.numpy()
-    assert figures["accuracy"] == pytest.approx((probabilities.argmax(1) == truth).mean())
-    assert figures["nll"] == pytest.approx(log_loss(truth, probabilities))
-    brier = sum(((p - np.eye(4)[t]) ** 2).sum() for p, t in zip(probabilities, truth, strict=True)) / len(truth)
-    assert figures["brier"] == pytest.approx(brier)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-    error = 0.0
-    for low in np.arange(15) / 15:
-        inside = (confidence >= low) & (confidence < low + 1 / 15)
-        if inside.any():
-            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    assert figures["ece"] == pytest.approx(error)
 
 
 def test_the_temperature_of_an_ensemble_is_chosen_on_validation_images():

@@ -101,6 +101,9 @@ def test_drawn_networks_are_refused_until_their_statistics_are_estimated(pipe, i
 
     out.update_bn(images.inputs(images.train))
 
+    held = out.models[0]
+    out.update_bn(images.inputs(images.train))
+    assert out.models[0] is not held  # which has the former statistics
     logits = out.logits(shown)
     out.save_pretrained(tmp_path / "drawn")
     for i, network in enumerate(out.models):

@@ -15,10 +15,10 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
 
-from pdiff_hf import PDiffPipeline
+from pdiff_hf import Checkpoints, CheckpointSplit, PDiffPipeline, __version__, make_processor, share
 from pdiff_hf.hub.cards import PICTURES
 from pdiff_hf_cli import main
 
@@ -145,6 +145,78 @@ def test_info_in_json_describes_a_revision_or_a_folder(
         assert described["num_inference_steps"] == tiny_pipeline.config.default_num_inference_steps
     assert local["size"] == sum(path.stat().st_size for path in saved_pipeline.rglob("*") if path.is_file())
     assert latest["data"]["zoo_count"] is None
+
+
+def test_info_of_a_zoo_fetches_the_ends_of_its_files(
+    hub: Hub, repo_id: str, tiny_vit: PreTrainedModel, random_vectors: Callable, pdiff_hf: Run
+):
+    processor, rows = make_processor(tiny_vit, "full"), 60
+    parameters = random_vectors(tiny_vit, processor, rows)
+    zoo = CheckpointSplit(parameters, run=["run-0"] * rows, step=list(range(rows)), seed=[0] * rows)
+    Checkpoints({"train": zoo}, processor, tiny_vit).push_to_hub(repo_id, token=TOKEN)
+    hub.reset()
+
+    described = json.loads(pdiff_hf("info", repo_id, "--json").out)
+
+    assert described["splits"] == {"train": {"count": rows, "score": []}}
+    assert hub.bytes_sent < parameters.nbytes / 4
+
+
+def test_info_of_a_zoo_counts_its_checkpoints(
+    hub: Hub, repo_id: str, tiny_checkpoints: Checkpoints, tmp_path: Path, pdiff_hf: Run
+):
+    tiny_checkpoints.push_to_hub(repo_id, token=TOKEN)
+    tiny_checkpoints.save(tmp_path / "zoo")
+
+    remote, local = (json.loads(pdiff_hf("info", name, "--json").out) for name in (repo_id, tmp_path / "zoo"))
+
+    assert remote["commit"] == hub.repos["dataset", repo_id].branches["main"]
+    for described in (remote, local):
+        assert described["kind"] == "zoo"
+        assert {name: own["count"] for name, own in described["splits"].items()} == {
+            "train": 24,
+            "validation": 8,
+            "test": 8,
+        }
+        assert described["splits"]["train"]["score"] == pytest.approx([0.5, 0.73])
+    table = dict(line.split(None, 1) for line in pdiff_hf("info", tmp_path / "zoo").out.splitlines())
+    assert table["zoo"] == str(tmp_path / "zoo")
+    assert table["checkpoints"] == "24 train, 8 validation, 8 test"
+    assert table["generates"] == "90 parameters in 2 tensors of MLPForImageClassification"
+    assert table["accuracy"].startswith("on validation examples: train 50.00 % to 73.00 %")
+
+
+def test_info_of_drawn_networks_names_their_number_class_and_origin(
+    hub: Hub, repo_id: str, pushed: str, tmp_path: Path, pdiff_hf: Run
+):
+    pdiff_hf("sample", pushed, "--num_models", 3, "--seed", 5, "--output_dir", tmp_path / "drawn")
+    share(tmp_path / "drawn", f"{repo_id}-drawn", token=TOKEN)
+    hub.reset()
+
+    remote = json.loads(pdiff_hf("info", f"{repo_id}-drawn", "--json").out)
+
+    assert not hub.requests(path_regex="safetensors|/cdn/")
+    assert (remote["kind"], remote["count"]) == ("networks", 3)
+    said = pdiff_hf("info", tmp_path / "drawn")
+    table = dict(line.split(None, 1) for line in said.out.splitlines())
+    assert table["holds"] == "3 drawn networks MLPForImageClassification"
+    assert table["from"].startswith(f"{pushed} at ")
+    assert "seed 5 to 7" in said.out
+
+
+def test_info_of_anything_else_is_refused_in_a_sentence(hub: Hub, repo_id: str, tmp_path: Path, pdiff_hf: Run):
+    (tmp_path / "notes.txt").write_text("nothing")
+    HfApi(token=TOKEN).create_repo(repo_id)
+
+    for name in (tmp_path, repo_id):
+        said = pdiff_hf("info", name)
+        assert (said.code, said.out) == (1, "")
+        assert "is neither a generator (it has no model_index.json), nor a checkpoints dataset" in said.err
+        assert said.err.count("\n") == 1
+
+
+def test_the_version_is_that_of_the_package(pdiff_hf: Run):
+    assert pdiff_hf("--version") == Said(0, f"pdiff-hf {__version__}\n", "")
 
 
 def test_a_network_is_drawn_alone_as_among_others_with_the_samplers_settings(

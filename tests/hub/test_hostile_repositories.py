@@ -35,7 +35,7 @@ from pdiff_hf import (
 )
 from pdiff_hf.hub.cards import write_network_card
 from pdiff_hf.hub.safety import holds_token
-from pdiff_hf.pipelines.describing import describe_pipeline, description_table
+from pdiff_hf.pipelines.describing import describe, description_table
 from pdiff_hf.pipelines.remote_code import push_remote_code
 from pdiff_hf.targets.loading import load_network
 
@@ -396,7 +396,7 @@ def test_a_description_takes_no_string_for_a_size(folder: Path):
         edit(processor, shapes=shapes * len(stored["names"]))
 
         with pytest.raises(BrokenFileError, match="cannot be built"):
-            describe_pipeline(folder)
+            describe(folder)
 
 
 def test_a_description_asks_for_the_configurations_of_components_alone(hub: Hub, folder: Path, repo_id: str):
@@ -406,7 +406,7 @@ def test_a_description_asks_for_the_configurations_of_components_alone(hub: Hub,
         api.upload_file(path_or_fileobj=b"{}", path_in_repo=f"sub{i}/config.json", repo_id=repo_id)
     hub.reset()
 
-    describe_pipeline(repo_id, token=TOKEN)
+    describe(repo_id, token=TOKEN)
 
     assert not [request for request in hub.log if "/sub" in str(request)]
 
@@ -414,7 +414,7 @@ def test_a_description_asks_for_the_configurations_of_components_alone(hub: Hub,
 def test_labels_command_no_terminal(folder: Path, capsys: pytest.CaptureFixture):
     edit(folder / "target_model" / "config.json", id2label={"0": "\x1b]0;owned\x07\x1b[2J", "1": "a\nb\u202e"})
 
-    table = description_table(describe_pipeline(folder))
+    table = description_table(describe(folder))
     edit(folder / "model_index.json", target_model=["x\x1b[2J", "y"])
     assert pdiff_hf_cli.main(["sample", str(folder), "--output_dir", str(folder.parent / "drawn")]) == 1
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline
 from huggingface_hub import HfApi
 
 from pdiff_hf import HubNotFoundError, PDiffPipeline, share
@@ -21,6 +21,7 @@ TOKEN = "hf_alice"
 NEEDED = {
     "model_index.json",
     "preprocessor_config.json",
+    "metrics.json",
     "autoencoder/config.json",
     "autoencoder/diffusion_pytorch_model.safetensors",
     "denoiser/config.json",
@@ -132,3 +133,32 @@ def test_files_of_a_component_that_is_given_are_not_fetched(
     unread = () if given == "scheduler" else f"{given}/"  # the stored scheduler tells what the denoiser has learned
     assert resolved(hub) == {name for name in NEEDED if not name.startswith(unread)}
     assert torch.isfinite(draw(pipe)).all()
+
+
+# By way of diffusers, and what comes along
+
+
+def test_diffusers_loads_the_pipeline_where_this_package_is_imported(
+    hub: Hub, pushed: str, saved_pipeline: Path, tiny_pipeline: PDiffPipeline, empty_cache: Path
+):
+    expected = tiny_pipeline(2, generator=torch.Generator().manual_seed(0)).parameters
+
+    for name in (str(saved_pipeline), pushed):
+        pipe = DiffusionPipeline.from_pretrained(name, cache_dir=empty_cache)
+        assert type(pipe) is PDiffPipeline
+        assert torch.equal(pipe(2, generator=torch.Generator().manual_seed(0)).parameters, expected)
+
+
+def test_metrics_come_with_a_pipeline_from_the_hub(
+    hub: Hub, pushed: str, tiny_pipeline: PDiffPipeline, empty_cache: Path
+):
+    pipe = PDiffPipeline.from_pretrained(pushed, cache_dir=empty_cache)
+
+    assert pipe.metrics == tiny_pipeline.metrics
+    assert pipe.metrics["data"]["dataset_name"] == "digits"
+
+
+def test_a_pipeline_without_metrics_has_none(hub: Hub, pushed: str, empty_cache: Path):
+    HfApi(token=TOKEN).delete_file("metrics.json", pushed)
+
+    assert PDiffPipeline.from_pretrained(pushed, cache_dir=empty_cache).metrics is None

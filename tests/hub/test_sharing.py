@@ -86,7 +86,7 @@ def test_a_push_that_cannot_get_what_belongs_to_the_pipeline_deletes_nothing(
 ):
     share(saved_pipeline, repo_id, token=TOKEN)
     pipe = PDiffPipeline.from_pretrained(repo_id, cache_dir=empty_cache)
-    hub.fail("status", path="/resolve/.*/metrics.json", status=503, times=99)
+    hub.fail("status", path="/resolve/.*/README.md", status=503, times=99)
 
     with pytest.raises(HubUnreachableError) as raised:
         pipe.push_to_hub(repo_id, token=TOKEN)

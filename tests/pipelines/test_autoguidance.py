@@ -16,7 +16,7 @@ from scripts import environment
 
 from pdiff_hf import BrokenFileError, MLPParameterDenoiser, PDiffPipeline
 from pdiff_hf.loops import seeded
-from pdiff_hf.pipelines.describing import describe_pipeline, description_table
+from pdiff_hf.pipelines.describing import describe, description_table
 from pdiff_hf.pipelines.remote_code import export_remote_code
 
 
@@ -148,7 +148,7 @@ def test_guided_pipeline_is_described(guided, tiny_pipeline, tmp_path):
     guided.save_pretrained(tmp_path / "guided")
     tiny_pipeline.save_pretrained(tmp_path / "plain")
 
-    described = {name: describe_pipeline(tmp_path / name) for name in ("guided", "plain")}
+    described = {name: describe(tmp_path / name) for name in ("guided", "plain")}
 
     assert [found["autoguidance_scale"] for found in described.values()] == [0.5, 0.0]
     assert "20 steps, autoguidance 0.5" in description_table(described["guided"])

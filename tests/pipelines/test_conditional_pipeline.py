@@ -15,7 +15,7 @@ from scripts import environment
 
 from pdiff_hf import BrokenFileError, MLPParameterDenoiser, PDiffPipeline
 from pdiff_hf.loops import seeded
-from pdiff_hf.pipelines.describing import describe_pipeline, description_table
+from pdiff_hf.pipelines.describing import describe, description_table
 from pdiff_hf.pipelines.remote_code import export_remote_code
 from pdiff_hf.targets.conditions import ConditionError, Conditions
 from pdiff_hf_cli import main
@@ -203,7 +203,7 @@ def test_command_line_describes_and_draws_for_a_condition(conditional, tmp_path,
     assert "draws networks for a condition" in capsys.readouterr().err
     assert main([*arguments, "--condition", "cat", "owl", "--autoguidance_scale", "0"]) == 0
 
-    described = describe_pipeline(tmp_path / "pipeline")
+    described = describe(tmp_path / "pipeline")
     assert described["conditions"] == Conditions.from_dict(CONDITIONS).to_dict() | {"trained_count": 2}
     assert "bits for cat, dog, owl; 2 in the zoo" in description_table(described)
     assert "guidance 1.5, autoguidance 0.5" in description_table(described)
