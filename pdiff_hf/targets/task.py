@@ -78,8 +78,9 @@ class Classification:
         return outputs.softmax(-1).nan_to_num(1 / outputs.shape[-1])  # of overflown logits
 
     def divergence(self, outputs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        logs = outputs.log_softmax(-1)
-        return (logs.exp() * (logs - others.log_softmax(-1))).sum(-1).mean(-1)
+        # Classes in front: softmax over a few numbers that lie side by side is several times slower on CPUs.
+        logs, other_logs = (logits.movedim(-1, 0).contiguous().log_softmax(0) for logits in (outputs, others))
+        return (logs.exp() * (logs - other_logs)).sum(0).mean(-1)
 
     def score(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return (predictions == labels).double().mean(1)
