@@ -15,7 +15,7 @@ from ..targets.symmetries import Symmetries
 from ..targets.task import task_of
 from ..zoo.tasks import Tasks, statistics_for_task
 
-SCALES = (0.0, 0.25, 0.5, 1.0)  # of autoguidance that are tried
+SCALES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)  # of autoguidance that are tried
 # With conditions: those of classifier-free guidance and of autoguidance.
 CONDITIONAL_SCALES = ((1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (1.5, 0.0), (2.0, 0.0), (1.5, 0.5))
 NUM_DRAWN = 100  # networks drawn with each
