@@ -49,15 +49,16 @@ DIGITS = {"image_size": 8, "target_learning_rate": 0.01, "target_train_steps": 5
 DIGITS_CONV = DIGITS | {"target_train_steps": 350, "adam_weight_decay": 0.3}
 MNIST = {"dataset_name": "mnist", "target_learning_rate": 0.01, "train_batch_size": 128, "adam_weight_decay": 0.1}
 MNIST |= {"target_train_steps": 1055}
+LARGER = {"function_images": 64}  # of networks that take longer than the denoiser
 
 CASES = {
     "mlp_16": Case(_mlp(16), DIGITS, 4000),
     "mlp_32": Case(_mlp(32), DIGITS, 4000),
     "mlp_16_16": Case(_mlp(16, 16), DIGITS, 3000),
     "mnist_16": Case(_mlp(16), MNIST | {"image_size": 14}, 3000, {"max_train_steps": 9000, "ema_decay": 0.999}),
-    "mnist_32_32": Case(_mlp(32, 32), MNIST | {"image_size": 28}, 1200, {"max_train_steps": 5000}),
-    "convnet": Case(_convnet(8, 16), DIGITS_CONV, 2000, {"max_train_steps": 5000}),
-    "convnet_200": Case(_convnet(10, 16, 32), DIGITS_CONV, 200, {"max_train_steps": 2000}),  # 6,584 parameters
+    "mnist_32_32": Case(_mlp(32, 32), MNIST | {"image_size": 28}, 1200, LARGER | {"max_train_steps": 5000}),
+    "convnet": Case(_convnet(8, 16), DIGITS_CONV, 2000, LARGER | {"max_train_steps": 5000}),
+    "convnet_200": Case(_convnet(10, 16, 32), DIGITS_CONV, 200, LARGER | {"max_train_steps": 2000}),  # 6,584 parameters
 }
 # Of the recipe: changes to the second stage. `plain_codes` has the first stage fitted without images.
 VARIANTS: dict[str, dict[str, Any]] = {
