@@ -58,7 +58,8 @@ CASES = {
     "mnist_16": Case(_mlp(16), MNIST | {"image_size": 14}, 3000, {"max_train_steps": 9000, "ema_decay": 0.999}),
     "mnist_32_32": Case(_mlp(32, 32), MNIST | {"image_size": 28}, 1200, LARGER | {"max_train_steps": 5000}),
     "convnet": Case(_convnet(8, 16), DIGITS_CONV, 2000, LARGER | {"max_train_steps": 5000}),
-    "convnet_200": Case(_convnet(10, 16, 32), DIGITS_CONV, 200, LARGER | {"max_train_steps": 2000}),  # 6,584 parameters
+    # 6,584 parameters
+    "convnet_200": Case(_convnet(10, 16, 32), DIGITS_CONV, 200, LARGER | {"max_train_steps": 2000}),
 }
 # Of the recipe: changes to the second stage. `plain_codes` has the first stage fitted without images.
 VARIANTS: dict[str, dict[str, Any]] = {
