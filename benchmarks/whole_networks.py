@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from paper_table import merged, with_settings
 from tqdm.auto import tqdm
-from whole_network_cases import CASES, VARIANTS
+from whole_network_cases import CASES, HELDOUT, VARIANTS
 
 from pdiff_hf import (
     Auditor,
@@ -92,7 +92,8 @@ def run_case(name: str, trunk_steps: int, arguments: argparse.Namespace, places:
                     started = time.perf_counter()
                     pipe = fit_variant(checkpoints, images, variant, seed, merged(case.denoiser, changed(arguments)))
                     seconds = time.perf_counter() - started
-                    write_json(path, {"fitting_seconds": seconds, **evaluate_generator(pipe, auditor, seed)})
+                    found = evaluate_generator(pipe, auditor, seed) | reconstruct(pipe, checkpoints, images)
+                    write_json(path, {"fitting_seconds": seconds, **found})
 
 
 def make_auditor(checkpoints: Checkpoints, images: LabeledData) -> Auditor:
@@ -171,12 +172,19 @@ def evaluate_generator(pipe: PDiffPipeline, auditor: Auditor, seed: int) -> dict
     }
 
 
+def reconstruct(pipe: PDiffPipeline, checkpoints: Checkpoints, images: LabeledData) -> dict[str, float]:
+    """Returns the accuracy of real networks, encoded and decoded: of the zoo, and of held-out runs."""
+    vectors = {"zoo": checkpoints.zoo.parameters[:HELDOUT], "heldout": checkpoints.splits["test"].parameters}
+    decoded = {split: pipe.decode(pipe.encode(each)).evaluate(images) for split, each in vectors.items()}
+    return {f"reconstructed_{split}": found.networks["accuracy"].mean().item() for split, found in decoded.items()}
+
+
 def table(folder: Path) -> list[str]:
     """Returns one row for each case, variant and size of the zoo, over its seeds; accuracies in per cent."""
     lines = [
-        "| case | generator | zoo | held-out | average | Gaussian | drawn: mean (worst) | R | F at equal errors | r "
-        "| Z_U | AUC in function | N&P(1) (held-out) | audit | fit s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| case | generator | zoo | held-out | encoded and decoded | average | Gaussian | drawn: mean (worst) | R "
+        "| F at equal errors | r | Z_U | AUC in function | N&P(1) (held-out) | audit | fit s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*/*-*-*.json")):
@@ -193,6 +201,7 @@ def table(folder: Path) -> list[str]:
             variant,
             f"{size}: {over_seeds(found, 'zoo', 2, 100)}",
             over_seeds(found, "heldout", 2, 100),
+            " and ".join(over_seeds(found, f"reconstructed_{split}", 1, 100) for split in ("zoo", "heldout")),
             f"{100 * baselines['average']:.1f}",
             f"{100 * baselines['gaussian_full@1']:.1f}",
             f"{over_seeds(found, 'accuracy', 2, 100)} ({100 * min(row['worst'] for row in found):.1f})",
