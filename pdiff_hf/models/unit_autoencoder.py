@@ -94,7 +94,7 @@ class UnitParameterAutoencoder(ModelMixin, ConfigMixin):
         groups: Sequence[Sequence[int]] | None = None,
         edges: Sequence[Sequence[int]] = (),
         metrics: Sequence[torch.Tensor | None] | None = None,
-        explained_variance: float = 0.9995,
+        explained_variance: float = 0.9998,
     ) -> UnitParameterAutoencoder:
         """Fits the codes of a zoo, which should be in canonical form.
 
