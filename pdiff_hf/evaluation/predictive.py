@@ -79,6 +79,8 @@ def compare_uncertainty(
     for name, figures in measured.items():
         figures["networks"] = len(members[name][0]) if name in members else 1
         figures["training_seconds"] = seconds(name, figures["networks"])
+    if laplace:
+        measured["laplace"]["prior_precisions"] = [posterior.prior_precision for posterior in laplace]
     losses = {name: _losses(own, temperatures[name], images.test.labels) for name, own in test.items()}
     return {
         "members": size,
