@@ -22,7 +22,13 @@ from .sets import PREDICTORS
 from .shifts import CORRUPTIONS, SEVERITIES, corrupt, make_outliers
 from .uncertainty import deep_ensemble_equivalent, detection_figures, fit_temperature
 
-COMPARED = ("average", "heldout", "gaussian_codes", "zoo_large")  # whose NLL that of drawn ensembles is compared with
+# Of which predictor the NLL is compared with whose: at equal members, and at the generator's training cost.
+COMPARED = {
+    "average": "generated",
+    "heldout": "generated",
+    "gaussian_codes": "generated",
+    "zoo_large": "generated_large",
+}
 
 Temperatures = Mapping[str, list[float]]  # of each ensemble, by predictor
 
@@ -82,14 +88,13 @@ def compare_uncertainty(
     if laplace:
         measured["laplace"]["prior_precisions"] = [posterior.prior_precision for posterior in laplace]
     losses = {name: _losses(own, temperatures[name], images.test.labels) for name, own in test.items()}
+    differences = {name: losses[drawn] - losses[name] for name, drawn in COMPARED.items() if name in losses}
     return {
         "members": size,
         "predictors": {
             name: {"title": PREDICTORS[name].title} | measured[name] for name in PREDICTORS if name in test
         },
-        "nll_of_drawn_minus": {
-            name: _mean_with_interval(losses["generated"] - losses[name]) for name in COMPARED if name in losses
-        },
+        "nll_of_drawn_minus": {name: _mean_with_interval(values) for name, values in differences.items()},
         "deep_ensemble_equivalent": _equivalent(losses["generated"], sets.get("heldout"), own_statistics, images),
         "heldout_runs": len(set(own_heldout(checkpoints)[0].run)),
         "seconds": time.perf_counter() - started,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ..hub.cards import UNCERTAINTY_PICTURES
 from ..pipelines.numbers import number
 from .plots import STYLE
+from .predictive import COMPARED
 from .sets import PREDICTORS
 from .shifts import SEVERITIES
 
@@ -47,14 +48,13 @@ def summarize_uncertainty(uncertainty: Mapping[str, Any]) -> str:
             found.append(
                 "Held-out networks are checkpoints of the zoo's own trajectory, so theirs is not a deep ensemble."
             )
-    large = {name: predictors[f"{name}_large"] for name in ("zoo", "generated")}
-    cost = large["generated"]["training_seconds"]
+    drawn = predictors["generated_large"]
+    cost = drawn["training_seconds"]
     found.append(
         "At the generator's training cost"
         + (f" ({number(cost, 0)} s, zoo included)" if cost is not None else "")
-        + f" one also has the zoo itself: an ensemble of {large['zoo']['networks']} of its networks has NLL "
-        f"{number(large['zoo']['test']['nll'], 4)}, that of {large['generated']['networks']} drawn ones "
-        f"{number(large['generated']['test']['nll'], 4)}."
+        + f" one also has the zoo itself: an ensemble of {drawn['networks']} drawn networks "
+        f"{_comparison(uncertainty, 'zoo_large')}."
     )
     return " ".join(found)
 
@@ -62,16 +62,20 @@ def summarize_uncertainty(uncertainty: Mapping[str, Any]) -> str:
 def _comparison(uncertainty: Mapping[str, Any], name: str) -> str:
     """Returns how the NLL of drawn ensembles compares with that of another predictor, with its interval."""
     difference, predictors = uncertainty["nll_of_drawn_minus"][name], uncertainty["predictors"]
-    other = predictors[name]
-    titles = {"average": "the plain average of the zoo (one network)", "heldout": "one of held-out networks"}
-    titles["gaussian_codes"] = "one from a Gaussian in the generator's codes"
+    other, drawn = predictors[name], predictors[COMPARED[name]]
+    titles = {
+        "average": "the plain average of the zoo (one network)",
+        "heldout": "one of held-out networks",
+        "gaussian_codes": "one from a Gaussian in the generator's codes",
+        "zoo_large": f"one of {other['networks']} zoo networks",
+    }
     word = "has an NLL that cannot be told apart from that of"
     if difference["low"] > 0 or difference["high"] < 0:
         word = "has a higher NLL than" if difference["low"] > 0 else "has a lower NLL than"
     low, high = (number(difference[end], 4) for end in ("low", "high"))
     return (
-        f"{word} {titles[name]}: {number(predictors['generated']['test']['nll'], 4)} against "
-        f"{number(other['test']['nll'], 4)}, a difference of {number(difference['value'], 4)} [{low}, {high}]"
+        f"{word} {titles[name]}: {number(drawn['test']['nll'], 4)} against {number(other['test']['nll'], 4)}, "
+        f"a difference of {number(difference['value'], 4)} [{low}, {high}]"
     )
 
 
