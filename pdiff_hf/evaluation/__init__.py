@@ -5,6 +5,7 @@ from .audit import Audit, Auditor, audit
 from .conditional import ConditionalAudit, ConditionalAuditor, audit_conditional
 from .evaluator import Evaluation, evaluate
 from .metrics import iou
+from .predictive import compare_uncertainty
 from .report import write_report
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Evaluation",
     "audit",
     "audit_conditional",
+    "compare_uncertainty",
     "evaluate",
     "iou",
     "metrics_table",

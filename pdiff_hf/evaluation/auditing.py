@@ -30,7 +30,10 @@ from ..zoo.tasks import TASKS, tasks_of
 from .conditional import ConditionalAuditor
 from .conditional_report import write_conditional_report
 from .evaluator import evaluate
+from .predictive import compare_uncertainty, require_classifier
 from .report import add_report, write_report
+from .shifts import load_outliers
+from .uncertainty_report import summarize_uncertainty, uncertainty_table
 
 
 @dataclass
@@ -52,9 +55,16 @@ class AuditSettings(HubSettings):
     temperature: float = setting(1.0, "Factor on the generator's latents.")
     drop_broken: bool = setting(False, "Leave out samples that are not finite, and count them as broken.")
     seed: int = setting(0, "Random seed for the samples of the generator and the baselines.")
+    uncertainty: bool = setting(False, "Compare predictive uncertainty too: ensembles of drawn networks and others.")
+    num_ensemble_members: int = setting(10, "With --uncertainty: networks of an ensemble.")
+    ood_dataset_name: str | None = setting(
+        None, "With --uncertainty: another data set to be told from the test images; by default images made of these."
+    )
 
     def __post_init__(self) -> None:
-        require_within(self, 2, "num_models", "num_models_each")
+        if self.ood_dataset_name is not None and not self.uncertainty:
+            raise ValueError("--ood_dataset_name is for the comparison that --uncertainty adds; pass that too.")
+        require_within(self, 2, "num_models", "num_models_each", "num_ensemble_members")
         require_within(self, 1, "num_baseline_models", "num_inference_steps")
         require_within(self, 0, "temperature", "seed")
 
@@ -67,7 +77,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None, description
     if accelerator.is_main_process:
         metrics = audit_pipeline(settings, accelerator.device)
         parts = report_parts(metrics)
-        for line in "\n\n".join(parts[name] for name in ("criteria", "table", "summary")).split("\n"):
+        shown = [parts[name] for name in ("criteria", "table", "summary")]
+        if settings.uncertainty:
+            shown += [uncertainty_table(metrics["uncertainty"]), summarize_uncertainty(metrics["uncertainty"])]
+        for line in "\n\n".join(shown).split("\n"):
             print(printable(line))
         print(f"\nReport and figures: {settings.output_dir}")
     accelerator.wait_for_everyone()
@@ -120,6 +133,11 @@ def audit_pipeline(settings: AuditSettings, device: torch.device | str = "cpu") 
 def _audit_unconditional(
     settings: AuditSettings, pipe: PDiffPipeline, checkpoints: Checkpoints, images: ImageData, fitted: dict[str, Any]
 ) -> dict[str, Any]:
+    outliers = None
+    if settings.uncertainty:
+        require_classifier(pipe)
+        if settings.ood_dataset_name is not None:
+            outliers = load_outliers(settings.ood_dataset_name, images)
     evaluation = evaluate(
         pipe,
         checkpoints,
@@ -131,7 +149,19 @@ def _audit_unconditional(
         temperature=settings.temperature,
         drop_broken=settings.drop_broken,
     )
-    return write_report(settings.output_dir, evaluation, fitted, pipe.processor)
+    uncertainty = None
+    if settings.uncertainty:
+        uncertainty = compare_uncertainty(
+            evaluation,
+            pipe,
+            checkpoints,
+            images,
+            num_members=settings.num_ensemble_members,
+            outliers=outliers,
+            costs=fitted["costs"],
+            seed=settings.seed,
+        )
+    return write_report(settings.output_dir, evaluation, fitted, pipe.processor, uncertainty)
 
 
 def _audit_conditional(
@@ -151,8 +181,9 @@ def _audit_conditional(
             f"The zoo {settings.checkpoints} does not name one of the tasks {', '.join(TASKS)}; evaluate it with "
             "pdiff_hf.audit_conditional, which takes tasks of your own."
         )
-    if settings.drop_broken:
-        raise ConditionError("drop_broken is for generators without conditions; leave it out.")
+    for name in ("drop_broken", "uncertainty"):
+        if getattr(settings, name):
+            raise ConditionError(f"--{name} is for generators without conditions; leave it out.")
     # 2. Draw, and evaluate.
     started = time.perf_counter()
     baseline_models = {"num_baseline_models": settings.num_baseline_models, "seed": settings.seed}

@@ -97,10 +97,7 @@ def evaluate(
         )
     # 2. Audit them; held-out checkpoints of other runs are only measured.
     started = time.perf_counter()
-    heldout, runs = checkpoints.splits["test"], set(zoo.run)
-    is_own = [run in runs for run in heldout.run]
-    own = heldout.take(is_own) if any(is_own) else heldout  # if none is of the zoo's own runs, all count as such
-    other = heldout.take([any(is_own) and not chosen for chosen in is_own])
+    own, other = own_heldout(checkpoints)
     auditor = Auditor(
         zoo.parameters,
         heldout=own.parameters if len(own) else None,
@@ -140,6 +137,14 @@ def evaluate(
         | auditor.own_statistics.costs,  # a part of the evaluation
         data={"test_images_sha256": images.test.fingerprint(), "task": task.name, "score_name": task.score_name},
     )
+
+
+def own_heldout(checkpoints: Checkpoints) -> tuple[CheckpointSplit, CheckpointSplit]:
+    """Returns the held-out checkpoints of the zoo's own runs, and the others; if none is, all count as such."""
+    heldout, runs = checkpoints.splits["test"], set(checkpoints.zoo.run)
+    is_own = [run in runs for run in heldout.run]
+    own = heldout.take(is_own) if any(is_own) else heldout
+    return own, heldout.take([any(is_own) and not chosen for chosen in is_own])
 
 
 def _require_unconditional(pipe: PDiffPipeline) -> None:

@@ -23,14 +23,14 @@ from .sets import SETS, ShownSet, family_of
 MAX_LAYERS = 6
 MAX_POINTS = 100
 EMBEDDED = 200
+STYLE: Any = {"font.size": 11, "axes.titlesize": 11, "savefig.dpi": 140, "legend.frameon": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 FURTHEST = 4.0  # natural distances that the figure of novelty reaches to at most
 
 
 def draw_figures(folder: str | os.PathLike, evaluation: Evaluation, processor: ParameterProcessor) -> None:
     """Writes the files that `PICTURES` names."""
-    style: Any = {"font.size": 11, "axes.titlesize": 11, "savefig.dpi": 140, "legend.frameon": False}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(style), replace_folder(folder) as temporary:
+    with matplotlib.rc_context(STYLE), replace_folder(folder) as temporary:
         drawn = {
             "accuracy_novelty.png": accuracy_against_novelty(evaluation),
             "accuracy_similarity.png": accuracy_against_similarity(evaluation),

@@ -18,15 +18,21 @@ from ..pipelines.saving import keep_files, write_metrics
 from ..targets.processing_parameters import ParameterProcessor
 from .evaluator import Evaluation
 from .plots import draw_figures
+from .uncertainty_report import draw_uncertainty, uncertainty_report
 from .verdict import MEANINGS
 
 
 def write_report(
-    folder: str | os.PathLike, evaluation: Evaluation, fitted: dict[str, Any], processor: ParameterProcessor
+    folder: str | os.PathLike,
+    evaluation: Evaluation,
+    fitted: dict[str, Any],
+    processor: ParameterProcessor,
+    uncertainty: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes `metrics.json`, `report.md` and the figures into a folder, and returns the content of `metrics.json`.
 
-    `fitted` is its beginning: how the generator was made (version, generator, data, costs, environment).
+    `fitted` is its beginning: how the generator was made (version, generator, data, costs, environment);
+    `uncertainty` is what `compare_uncertainty` returned, if it was asked for.
 
     Raises:
         UnwritableFolderError: If the folder cannot be written.
@@ -47,14 +53,19 @@ def write_report(
             },
             "costs": {**fitted["costs"], **evaluation.costs},
         }
+        | ({} if uncertainty is None else {"uncertainty": uncertainty})
     )
     figures = "\n\n".join(f"![{title}]({file})" for file, title in PICTURES.items())
     found = report_parts(metrics)
-    parts = (found["criteria"], found["summary"], found["table"], figures, baselines_table(metrics))
+    parts = [found["criteria"], found["summary"], found["table"], figures, baselines_table(metrics)]
+    if uncertainty is not None:
+        parts.append(uncertainty_report(metrics["uncertainty"]))
     with replace_folder(folder) as temporary:
         write_json(temporary / "metrics.json", metrics)
         write_text(temporary / "report.md", "\n\n".join(parts) + "\n")
         draw_figures(temporary, evaluation, processor)
+        if uncertainty is not None:
+            draw_uncertainty(temporary, metrics["uncertainty"])
     return metrics
 
 

@@ -49,6 +49,21 @@ CONDITIONAL_SETS = {  # what is compared on tasks that nobody trained
     "parent": ShownSet("a network of all classes, pooled", "pooled network", "#999999", "h"),
 }
 
+PREDICTORS = {  # whose predictive uncertainty is compared; networks of one color are of one set
+    "heldout_1": ShownSet("one held-out network", "one held-out", "#000000", "x"),
+    "laplace": ShownSet("one held-out network, last-layer Laplace", "last-layer Laplace", "#CC79A7", "d"),
+    "average": SETS["average"],
+    "zoo": ShownSet("ensemble of zoo networks", "zoo", "#999999", "o"),
+    "zoo_large": ShownSet("large ensemble of zoo networks", "zoo, large", "#999999", "s"),
+    "heldout": ShownSet("ensemble of held-out networks", "held-out", "#000000", "+"),
+    "gaussian_codes": ShownSet(
+        "ensemble from a Gaussian in the generator's codes (SWAG in this basis)", "Gaussian in codes", "#009E73", "v"
+    ),
+    "generated_1": ShownSet("**one drawn network**", "one drawn", "#D55E00", "x"),
+    "generated": ShownSet("**ensemble of drawn networks**", "drawn", "#D55E00", "P"),
+    "generated_large": ShownSet("**large ensemble of drawn networks**", "drawn, large", "#D55E00", "s"),
+}
+
 
 def family_of(baseline: str) -> str:
     """Returns the name of a baseline without its setting."""

@@ -1,4 +1,4 @@
-"""Prediction ensembles: the mean of members' probabilities, calibrated on validation images."""
+"""Predictive uncertainty: calibrated prediction ensembles, and how well a score detects unfamiliar images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import math
 
 import torch
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch.nn import functional
 
 from ..targets.calibration import calibration_figures, ensemble_log_probabilities
 
 SIZES = (1, 2, 4, 8, 16)
+KEPT = 0.95  # share of test images that pass where false positives are counted
 
 
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
@@ -57,3 +59,15 @@ def deep_ensemble_equivalent(
                 break
         equivalent[size] = value
     return equivalent
+
+
+def detection_figures(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
+    """Returns how well larger scores tell other images `(m,)` from test images `(n,)`: `auroc` and `fpr95` in [0, 1].
+
+    AUROC: probability that another image has the larger score. FPR95: share of the other images that pass for test
+    images, at the lowest threshold at which 95 % of the test images do (arXiv 1706.02690).
+    """
+    scores = -torch.cat([inside, outside]).cpu().numpy()
+    is_inside = [1] * len(inside) + [0] * len(outside)
+    false_positives, kept, _ = roc_curve(is_inside, scores, drop_intermediate=False)
+    return {"auroc": float(roc_auc_score(is_inside, scores)), "fpr95": float(false_positives[kept >= KEPT][0])}

@@ -29,7 +29,8 @@ PICTURES = {
     "embedding.png": "Zoo, held-out checkpoints and samples in two dimensions",
 }
 CONDITIONAL_PICTURES = {"conditions.png": "Score on tasks that nobody trained"}
-ALL_PICTURES = PICTURES | CONDITIONAL_PICTURES
+UNCERTAINTY_PICTURES = {"uncertainty.png": "Accuracy and NLL of single networks and ensembles on corrupted images"}
+ALL_PICTURES = PICTURES | CONDITIONAL_PICTURES | UNCERTAINTY_PICTURES
 IMAGE_CLASSIFICATION = "image-classification"
 _ADDRESS = re.compile(r"<!-- (?:Repository:|This card speaks of) (\S+) -->")  # the latter in earlier cards
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from ..data.class_names import are_numbers, match_names
 from ..data.inputs import BatchError, Inputs, LabeledData, TensorSplit, count_inputs, take_inputs
 from ..data.preprocessing import Preprocessing
-from ..targets.calibration import CalibrationSums, ensemble_log_probabilities, entropy
+from ..targets.calibration import CalibrationSums, ensemble_log_probabilities, ensemble_prediction, entropy
 from ..targets.task import Task, classification, task_of
 
 Examples = LabeledData | TensorSplit | tuple[Inputs, torch.Tensor]
@@ -39,9 +39,8 @@ class EnsemblePrediction:
         """Averages batches of logits, each `(n, batch, classes)`."""
         columns = []
         for batch in logits:
-            mean = ensemble_log_probabilities(batch)  # (batch, classes)
-            whole, own = entropy(mean), entropy(batch.double().log_softmax(-1)).mean(0)  # (batch,)
-            columns.append((mean.exp(), whole, (whole - own).clamp(min=0)))
+            mean, mutual_information = ensemble_prediction(batch)  # (batch, classes), (batch,)
+            columns.append((mean.exp(), entropy(mean), mutual_information))
         return cls(*(torch.cat(column).float() for column in zip(*columns, strict=True)))
 
 

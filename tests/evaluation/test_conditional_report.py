@@ -89,6 +89,14 @@ def test_tasks_that_are_not_known_by_name_are_refused(evaluated: Path, subsets_z
         audit_pipeline(dataclasses.replace(settings, output_dir=str(tmp_path / "report")))
 
 
+@pytest.mark.parametrize("name", ["drop_broken", "uncertainty"])
+def test_what_is_for_generators_without_conditions_is_refused(evaluated: Path, tmp_path: Path, name: str):
+    settings = AuditSettings(pipeline=str(evaluated / "pipeline"), checkpoints=str(evaluated / "zoo"), **{name: True})
+
+    with pytest.raises(ConditionError, match=f"--{name} is for generators without conditions; leave it out"):
+        audit_pipeline(dataclasses.replace(settings, output_dir=str(tmp_path / "report")))
+
+
 def test_the_audit_of_generators_without_conditions_names_the_other_one(
     evaluated: Path, collected_subsets: Checkpoints, small_digits: ImageData
 ):
