@@ -37,10 +37,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = images_of(checkpoints, run.checkpoints, run.dataset_name) if settings.uses_images else None
     autoencoder = fit_autoencoder(checkpoints, settings, run, stopwatch, images)
     if accelerator.is_main_process:
-        notes = {"settings": asdict(settings), "seconds": stopwatch.seconds}
+        notes = {
+            "settings": asdict(settings),
+            "seconds": stopwatch.seconds,
+            "zoo": fingerprint([checkpoints.zoo.parameters]),
+            "is_conditional": checkpoints.conditions is not None,
+        }
         with replace_folder(run.output_dir) as folder:
             autoencoder.save_pretrained(folder)
-            write_json(folder / "training.json", notes | {"zoo": fingerprint([checkpoints.zoo.parameters])})
+            write_json(folder / "training.json", notes)
         run.clear()
         for split in checkpoints.splits.values():
             split.parameters = split.parameters[:ROWS]

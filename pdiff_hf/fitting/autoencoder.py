@@ -125,8 +125,13 @@ def load_autoencoder(folder: str | os.PathLike) -> tuple[ModelMixin, dict[str, A
 
 def recipe_for(folder: str | os.PathLike) -> tuple[str, str]:
     """Returns the recipe whose denoiser suits the autoencoder in a folder, and the reason in words."""
-    config = Path(folder) / "config.json"
-    if not config.is_file():
+    config, notes = Path(folder) / "config.json", Path(folder) / "training.json"
+    if not config.is_file() or not notes.is_file():
         return "fast", "there is no autoencoder yet"
     found = json.loads(config.read_text(encoding="utf-8"))
-    return ("units" if "token_groups" in found else "fast"), f"the autoencoder is a {found.get('_class_name')}"
+    reason = f"the autoencoder is a {found.get('_class_name')}"
+    if "token_groups" not in found:
+        return "fast", reason
+    if json.loads(notes.read_text(encoding="utf-8")).get("is_conditional"):
+        return "conditional", f"{reason} of a zoo with conditions"
+    return "units", reason

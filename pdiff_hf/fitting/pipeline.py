@@ -42,8 +42,8 @@ def fit(
     Args:
         checkpoints: The zoo, as `load_checkpoints` or `CheckpointRecorder.checkpoints` return it. Its train split is
             learned from; its validation split, if the recipe asks for it, chooses when to stop and how to guide.
-        recipe: `fast`, `units`, `paper`, the path of a YAML file, a `Recipe`, or `auto`: `units` for whole networks of
-            many runs, `fast` otherwise.
+        recipe: `fast`, `units`, `conditional`, `paper`, the path of a YAML file, a `Recipe`, or `auto`: `units` for
+            whole networks of many runs, `conditional` if they are for several tasks, `fast` otherwise.
         images: What the networks were trained on, if the recipe matches functions: the train split is used for that,
             without its labels, and the validation split to choose the strength of guidance.
         tasks: What makes the images and labels of a conditional zoo's tasks, if the zoo does not name it.

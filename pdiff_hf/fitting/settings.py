@@ -208,9 +208,26 @@ Settings = TypeVar("Settings", bound=ComponentSettings)
 def load_recipe(recipe: str | os.PathLike) -> Recipe:
     """Reads a recipe: one that is shipped, or a YAML file with the sections `autoencoder` and `denoiser`.
 
+    A file with the key `base`, a shipped recipe, states only what is different from that one.
+
     Raises:
         RecipeError: If there is no such recipe, or it holds a key or value that no setting takes.
     """
+    sections = _read_recipe(recipe)
+    base = sections.pop("base", None)
+    if base is not None and base not in RECIPES:
+        raise RecipeError(f"The base of a recipe is one of {RECIPES}, but that of {str(recipe)!r} is {base!r}.")
+    expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}
+    if set(sections) - set(expected) or (base is None and set(sections) != set(expected)):
+        raise RecipeError(f"A recipe has the sections {list(expected)}, but {str(recipe)!r} has {sorted(sections)}.")
+    stages = {}
+    for name, cls in expected.items():
+        common = {} if base is None else dataclasses.asdict(getattr(load_recipe(base), name))
+        stages[name] = _settings(cls, sections.get(name), f"{recipe}: {name}", common)
+    return Recipe(**stages)
+
+
+def _read_recipe(recipe: str | os.PathLike) -> dict[str, Any]:
     path = shipped_folder("recipes") / f"{recipe}.yaml" if recipe in RECIPES else Path(recipe)
     if not path.is_file():
         raise RecipeError(f"There is no recipe {str(recipe)!r}; pass one of {RECIPES} or the path of a YAML file.")
@@ -218,14 +235,12 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
         sections = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{str(recipe)!r} is not a YAML file: {' '.join(str(error).split())}.") from error
-    expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}
-    if not isinstance(sections, dict) or set(sections) != set(expected):
-        found = sorted(map(str, sections)) if isinstance(sections, dict) else type(sections).__name__
-        raise RecipeError(f"A recipe has the sections {list(expected)}, but {str(recipe)!r} has {found}.")
-    return Recipe(**{name: _settings(cls, sections[name], f"{recipe}: {name}") for name, cls in expected.items()})
+    if not isinstance(sections, dict):
+        raise RecipeError(f"A recipe is a mapping with two sections, but {str(recipe)!r} is {sections!r}.")
+    return {str(name): values for name, values in sections.items()}
 
 
-def _settings(cls: type[Settings], values: dict[str, Any] | None, where: str) -> Settings:
+def _settings(cls: type[Settings], values: Any, where: str, common: dict[str, Any]) -> Settings:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise RecipeError(f"{where} must be a mapping of settings to values, but is {values!r}.")
@@ -233,6 +248,7 @@ def _settings(cls: type[Settings], values: dict[str, Any] | None, where: str) ->
     unknown = sorted(map(str, set(values) - set(known)))
     if unknown:
         raise RecipeError(f"{where} holds the unknown keys {unknown}; the known ones are {known}.")
+    values = common | values
     # The parser of the command line converts and checks the values, so that a file and a flag mean the same.
     arguments = []
     for name, value in values.items():

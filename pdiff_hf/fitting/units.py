@@ -63,7 +63,7 @@ def unit_arguments(checkpoints: Checkpoints, images: LabeledData | None) -> dict
 
 
 def choose_recipe(checkpoints: Checkpoints) -> tuple[str, str]:
-    """Returns the recipe that suits a zoo, `units` or `fast`, and the reason in words."""
+    """Returns the recipe that suits a zoo, `units`, `conditional` or `fast`, and the reason in words."""
     zoo, generated = checkpoints.zoo, set(checkpoints.processor.names)
     runs = len(set(zoo.run))
     if any(name not in generated for name, p in checkpoints.target_model.named_parameters() if p.is_floating_point()):
@@ -77,7 +77,10 @@ def choose_recipe(checkpoints: Checkpoints) -> tuple[str, str]:
     if not layers:
         return "fast", "no hidden units were found"
     units = sum(layer.count for layer in layers)
-    return "units", f"the zoo has {runs} independent runs of whole networks of {units} hidden units"
+    reason = f"the zoo has {runs} independent runs of whole networks of {units} hidden units"
+    if checkpoints.conditions is None:
+        return "units", reason
+    return "conditional", f"{reason}, for {len(set(map(tuple, zoo.condition)))} conditions"
 
 
 def _noise(checkpoints: Checkpoints) -> Inputs:

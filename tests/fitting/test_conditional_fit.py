@@ -25,12 +25,13 @@ from pdiff_hf import (
     load_recipe,
     network_logits,
 )
-from pdiff_hf.fitting.autoencoder import fit_autoencoder
+from pdiff_hf.fitting.autoencoder import fit_autoencoder, recipe_for
 from pdiff_hf.fitting.conditional_zoo import pool_images, prepare_zoo
 from pdiff_hf.fitting.denoising import ZooConditions, draw_batch
 from pdiff_hf.fitting.guidance import CONDITIONAL_SCALES
 from pdiff_hf.fitting.pipeline import fit_pipeline
 from pdiff_hf.fitting.settings import RecipeError
+from pdiff_hf.fitting.units import choose_recipe
 from pdiff_hf.loops import IdentityError, seeded
 from pdiff_hf.settings import RunSettings
 from pdiff_hf.targets.conditions import Conditions
@@ -82,6 +83,20 @@ def recipe() -> Recipe:
         shipped.autoencoder,
         dataclasses.replace(shipped.denoiser, config=tiny, max_train_steps=STEPS, train_batch_size=8),
     )
+
+
+def test_the_recipe_of_conditional_zoos_is_chosen_by_itself(zoo, recipe, images, tmp_path):
+    rows = zoo.zoo.rows([i % len(zoo.zoo) for i in range(60)])
+    rows.columns["run"] = [f"run-{i}" for i in range(60)]
+
+    name, reason = choose_recipe(dataclasses.replace(zoo, splits={"train": rows}))
+
+    assert name == "conditional"
+    assert reason.endswith(f"hidden units, for {len(set(map(tuple, rows.condition)))} conditions")
+    fit_autoencoder(zoo, recipe.autoencoder, images=images).save_pretrained(tmp_path)
+    for is_conditional, suits in ((True, "conditional"), (False, "units")):
+        (tmp_path / "training.json").write_text(json.dumps({"is_conditional": is_conditional}))
+        assert recipe_for(tmp_path)[0] == suits
 
 
 def without_tasks(zoo: Checkpoints) -> Checkpoints:

@@ -45,6 +45,7 @@ def parse(*flags: str, suits: str = "fast") -> tuple[FitScriptSettings, Denoiser
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipe_is_loaded_as_it_is_written(name):
     written = yaml.safe_load((shipped_folder("recipes") / f"{name}.yaml").read_text())
+    written.pop("base", None)
 
     recipe = load_recipe(name)
 
@@ -108,19 +109,30 @@ def test_an_autoencoder_takes_the_arguments_of_its_class(config, known):
     [
         ("denoiser: {}", r"has the sections \['autoencoder', 'denoiser'\], but .*mine\.yaml"),
         ("autoencoder: {}\ndenoiser: {}\nsampler: {}", r"has the sections .*mine\.yaml"),
-        ("fast", r"has the sections .*mine\.yaml"),
+        ("fast", r"a mapping .*mine\.yaml' is 'fast'"),
         ("autoencoder: {}\ndenoiser: 3", r"mine\.yaml: denoiser must be a mapping"),
         ("autoencoder: {latent_dim: 8", r"mine\.yaml' is not a YAML file"),
+        ("base: mine", r"base of a recipe is one of .*'units'\], but that of .*mine\.yaml' is 'mine'"),
+        ("base: units\nsampler: {}", r"has the sections .*mine\.yaml' has \['sampler'\]"),
     ],
-    ids=["missing section", "unknown section", "no mapping", "section without keys", "no YAML"],
+    ids=["missing section", "unknown section", "no mapping", "section without keys", "no YAML", "base", "with base"],
 )
 def test_file_that_is_not_a_recipe_is_refused(write_recipe, text, sentence):
     with pytest.raises(RecipeError, match=sentence):
         load_recipe(write_recipe(text))
 
 
+def test_a_recipe_with_a_base_states_only_what_is_different(write_recipe):
+    recipe, base = load_recipe(write_recipe("base: units\ndenoiser: {max_train_steps: 7}")), load_recipe("units")
+
+    assert recipe.autoencoder == base.autoencoder
+    assert recipe.denoiser == dataclasses.replace(base.denoiser, max_train_steps=7)
+
+
 def test_unknown_recipe_is_named():
-    with pytest.raises(RecipeError, match=r"no recipe 'quick'; pass one of \['fast', 'paper', 'units'\]"):
+    with pytest.raises(
+        RecipeError, match=r"no recipe 'quick'; pass one of \['conditional', 'fast', 'paper', 'units'\]"
+    ):
         load_recipe("quick")
 
 
