@@ -152,6 +152,25 @@ def test_damaged_audit_is_one_sentence(pipe: PDiffPipeline):
         verdict_text(damaged)
 
 
+@pytest.mark.parametrize(
+    ("preprocessing", "sentence"),
+    [
+        ({"size": 9}, "do not take what their preprocessing makes"),
+        ({"size": 10**6}, "take up to 1024 pixels, not 1000000"),
+        ({"image_mean": "dark"}, "preprocessing of these networks cannot be built"),
+        ({"image_mean": [0.3, 0.3]}, "do not take what"),
+    ],
+)
+def test_images_that_networks_do_not_take_are_refused(
+    pipe: PDiffPipeline, digit: Image.Image, preprocessing: dict, sentence: str
+):
+    networks = draw_networks(pipe, 1, 0)
+    networks.preprocessing = networks.preprocessing | preprocessing
+
+    with pytest.raises(ValueError, match=sentence):
+        predict(networks, digit)
+
+
 def test_space_requires_what_the_package_does():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     dependencies = re.findall(r'"(.*)"', re.search(r"\ndependencies = \[\n(.*?)\n\]", project, re.DOTALL)[1])

@@ -12,9 +12,10 @@ from PIL import Image, ImageOps
 from pdiff_hf import DrawnNetworks, EnsemblePrediction, PDiffPipeline, PDiffPipelineOutput
 from pdiff_hf.data.pixels import PixelBuffer, PixelsError, decode, to_tensors
 from pdiff_hf.data.preprocessing import Preprocessing
-from pdiff_hf.hub.safety import printable
+from pdiff_hf.hub.safety import broken_files, printable
 
 MOST_NETWORKS = 50
+LARGEST_SIZE = 1024  # of the images that networks take
 LUMA = (0.299, 0.587, 0.114)  # red, green and blue in the gray of ITU-R 601, as Pillow has it
 Inverting = Literal["automatic", "never", "always"]
 
@@ -109,10 +110,12 @@ def as_pixels(image: Image.Image, preprocessing: Preprocessing, channels: int) -
     networks of three. Transparent parts are white.
 
     Raises:
-        PixelsError: If the image cannot be read, or networks have neither one nor three channels.
+        PixelsError: If the image cannot be read, or networks take none of one or three channels, or larger ones.
     """
     if channels not in (1, 3):
         raise PixelsError(f"These networks take images of {channels} channels; this page shows them 1 (gray) or 3.")
+    if not 1 <= preprocessing.image_size <= LARGEST_SIZE:
+        raise PixelsError(f"Networks of this page take up to {LARGEST_SIZE} pixels, not {preprocessing.image_size}.")
     buffer = PixelBuffer(1, preprocessing.image_size, preprocessing.resample)
     buffer.append(decode(image))
     pixels = to_tensors([buffer])[0]  # (1, 1 or 3, image_size, image_size)
@@ -142,18 +145,26 @@ def predict(networks: DrawnNetworks, image: Image.Image, inverting: Inverting = 
     """Returns what all drawn networks predict of one image, after their own preprocessing.
 
     Raises:
-        PixelsError: If the image cannot be read, or the networks are not fed images.
+        PixelsError: If the image cannot be read, or the networks are not fed images, or other ones than they state.
+        BrokenFileError: If their preprocessing is damaged.
         ValueError: If the networks predict values (regression).
         StatisticsError: If each network needs BatchNorm statistics of its own.
     """
     if not networks.preprocessing:
         raise PixelsError("These networks are not fed images, or their preprocessing is not known; draw others.")
-    preprocessing, config = Preprocessing.from_dict(networks.preprocessing), networks.target_model.config
+    with broken_files("The preprocessing of these networks"):
+        preprocessing = Preprocessing.from_dict(networks.preprocessing)
+    config = networks.target_model.config
     pixels = as_pixels(image, preprocessing, getattr(config, "num_channels", len(preprocessing.mean)))
     inverted = inverting == "always" or (inverting == "automatic" and should_invert(pixels, preprocessing))
     pixels = 255 - pixels if inverted else pixels
     inputs = preprocessing(pixels)  # (1, channels, size, size) float32
-    ensemble = networks.ensemble(inputs)
-    probabilities = networks.logits(inputs)[:, 0].softmax(-1)  # (n, classes)
+    try:
+        ensemble = networks.ensemble(inputs)
+        probabilities = networks.logits(inputs)[:, 0].softmax(-1)  # (n, classes)
+    except RuntimeError as error:  # of torch, whose shapes do not fit
+        raise PixelsError(
+            f"These networks do not take what their preprocessing makes of an image ({error})."
+        ) from error
     classes = [printable(config.id2label.get(i, i)) for i in range(probabilities.shape[1])]
     return Prediction(pixels[0], inverted, probabilities, ensemble, classes)
