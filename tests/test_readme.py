@@ -69,3 +69,11 @@ def test_files_that_a_page_links_to_exist(page: Path, least: int):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", prose)
     assert len(links) >= least
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_api_page_has_every_public_name_once():
+    exported = (README.parent / "pdiff_hf/__init__.py").read_text(encoding="utf-8")
+    public = re.findall(r"^from \S+ import (\w+) as \1$", exported, re.MULTILINE)
+    page = (README.parent / "docs/api.md").read_text(encoding="utf-8")
+
+    assert sorted(re.findall(r"^::: pdiff_hf\.(\w+)$", page, re.MULTILINE)) == sorted(public)

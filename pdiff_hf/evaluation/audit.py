@@ -53,9 +53,11 @@ class Auditor:
         zoo: `(N, D)` training checkpoints.
         heldout: `(H, D)` real checkpoints the generator never saw. Without them the zoo's leave-one-out stands in.
             Checkpoints that the zoo holds too do not count.
-        runs, steps: Run and step of each zoo member; without them novelty is not assessable.
-        heldout_runs, heldout_steps: Run and step of each held-out checkpoint. Without runs, those of one run are found
-            by their distance, if the zoo has several checkpoints of a run.
+        runs: Run of each zoo member; without them novelty is not assessable.
+        steps: Step of each zoo member; without them novelty is not assessable.
+        heldout_runs: Run of each held-out checkpoint. Without them those of one run are found by their distance, if
+            the zoo has several checkpoints of a run.
+        heldout_steps: Step of each held-out checkpoint.
         model: The target network, in eval mode. Its configuration names the task.
         images: Validation images choose baselines' settings, test images are reported. Train images are used only to
             estimate the BatchNorm statistics of networks that have their own. Any labeled examples will do.

@@ -220,7 +220,7 @@ def load_recipe(recipe: str | os.PathLike) -> Recipe:
     expected = {"autoencoder": AutoencoderSettings, "denoiser": DenoiserSettings}
     if set(sections) - set(expected) or (base is None and set(sections) != set(expected)):
         raise RecipeError(f"A recipe has the sections {list(expected)}, but {str(recipe)!r} has {sorted(sections)}.")
-    stages = {}
+    stages: dict[str, Any] = {}
     for name, cls in expected.items():
         common = {} if base is None else dataclasses.asdict(getattr(load_recipe(base), name))
         stages[name] = _settings(cls, sections.get(name), f"{recipe}: {name}", common)

@@ -46,7 +46,9 @@ class PDiffPipeline(LatentSpaceMixin, BatchesMixin, DiffusionPipeline):
         target_model: The network whose parameters are generated. It holds the average of the training checkpoints in
             the generated positions, and works as it stands.
         guide: An under-trained state of the denoiser, which samples are guided away from (see `Guidance`).
-        default_num_inference_steps, default_autoguidance_scale, default_guidance_scale: Those of a call without any.
+        default_num_inference_steps: That of a call without any.
+        default_autoguidance_scale: That of a call without any.
+        default_guidance_scale: That of a call without any.
         image_processor_config: Preprocessing of the network's images; saved as `preprocessor_config.json`, and with
             every drawn network.
         conditions: What `KnownConditions.to_dict` returns, if networks are drawn for conditions.

@@ -85,7 +85,9 @@ def append_checkpoints(
 
     Args:
         checkpoints: The rows to add.
-        repo_id, private, token: See `pdiff_hf.share`.
+        repo_id: See `pdiff_hf.share`.
+        private: See `pdiff_hf.share`.
+        token: See `pdiff_hf.share`.
 
     Returns:
         The address of the commit that holds the rows.

@@ -31,10 +31,13 @@ class CheckpointCallback(TrainerCallback):
 
     Args:
         subset: A preset (`last_norms`, `head`, `adapter`, `full`) or fnmatch patterns on `state_dict()` names.
-        num_checkpoints, num_validation_checkpoints, num_test_checkpoints: Checkpoints of each split.
+        num_checkpoints: Checkpoints of the train split.
+        num_validation_checkpoints: Those of the validation split.
+        num_test_checkpoints: Those of the test split.
         burn_in_steps: Optimizer steps before anything is recorded.
         every: Record every N optimizer steps.
-        num_blocks, gap: Blocks into which each split is cut, and checkpoints left out between two.
+        num_blocks: Blocks into which each split is cut.
+        gap: Checkpoints left out between two blocks.
         freeze_trunk: After the burn-in train the subset alone, so that all checkpoints have the trunk in common. With
             several processes freeze it yourself, before the training starts.
         allow_moving_trunk: See `CheckpointRecorder`. The running statistics of BatchNorm may always move; what is
