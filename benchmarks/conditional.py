@@ -4,7 +4,7 @@
     python benchmarks/conditional.py --tasks subsets priors angles --num_tasks 16 64 256
     python benchmarks/conditional.py --dataset_name mnist --image_size 14 --tasks subsets
 
-Every family and seed collects one zoo of the largest number of tasks; every cell fits the recipe `units` to the first
+Every family and seed collects one zoo of the largest number of tasks; every cell fits the recipe `conditional` to the first
 of them, draws 20 networks for each of 24 held-out tasks, none selected, and is audited. Each cell is a file in
 `--output_dir`, so that an interrupted run goes on. Prints a table and draws a figure from whatever is there.
 """
@@ -131,7 +131,7 @@ def run_cell(
     """Fits a generator, draws from it and audits it; returns the figures of the cell."""
     started = time.perf_counter()
     changes = {"denoiser": {"max_train_steps": arguments.max_train_steps}}
-    pipe = fit(checkpoints, with_settings(load_recipe("units"), changes, seed), images)
+    pipe = fit(checkpoints, with_settings(load_recipe("conditional"), changes, seed), images)
     fitted = time.perf_counter()
     pipe.set_progress_bar_config(disable=True)
     tasks = make_tasks(family, images.label_names)

@@ -21,4 +21,4 @@ $launch training/collect_runs.py \
     --canonicalize \
     --output_dir "$out/checkpoints"
 
-fit_and_audit --max_train_steps 1500
+fit_and_audit --max_train_steps 2000
