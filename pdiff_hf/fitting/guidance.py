@@ -37,9 +37,9 @@ def choose_autoguidance(
 ) -> tuple[float, list[Tried]]:
     """Returns the strength of autoguidance to be shipped, and what was measured of all that were tried.
 
-    Of those at which samples are as far from the zoo in weights as validation checkpoints are, the ones whose score on
-    validation images is the best, up to one standard error, remain; of these it is the one at which samples come
-    closest to being as far from the zoo in function, too.
+    Of those at which samples are as far from the zoo as validation checkpoints are, in weights and, if there are such,
+    in function, the ones whose score on validation images is the best, up to one standard error, remain; of these it is
+    the one whose samples come closest to that distance in function.
 
     Args:
         pipe: A pipeline with a guide.
@@ -116,8 +116,9 @@ def _mean(scores: torch.Tensor) -> Tried:
 
 def best_tried(tried: Sequence[Tried]) -> Tried:
     """Returns what is chosen of settings with `score`, `score_error`, `z` and `z_function`; only `score` is needed."""
-    faithful = [found for found in tried if abs(found.get("z", 0.0)) <= LARGEST_Z]
-    faithful = faithful or [min(tried, key=lambda found: abs(found["z"]))]
+    near = [found for found in tried if abs(found.get("z", 0.0)) <= LARGEST_Z]
+    faithful = [found for found in near if abs(found.get("z_function", 0.0)) <= LARGEST_Z]
+    faithful = faithful or near or [min(tried, key=lambda found: abs(found["z"]))]
     best = max(faithful, key=lambda found: found["score"])
     as_good = [found for found in faithful if found["score"] >= best["score"] - best.get("score_error", 0.0)]
     return min(as_good, key=lambda found: (abs(found.get("z_function", 0.0)), -found["score"]))

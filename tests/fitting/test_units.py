@@ -147,10 +147,12 @@ def tried(score: float, z: float, z_function: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("all_tried", "best"),
     [
-        ([tried(0.9, 0.0, 9.0), tried(0.8, 0.0, 0.0)], 0),  # the better score
+        ([tried(0.9, 0.0, 1.9), tried(0.8, 0.0, 0.0)], 0),  # the better score
         ([tried(0.9, 3.0, 0.0), tried(0.8, 1.0, 0.0)], 1),  # among those as far from the zoo as real networks
+        ([tried(0.9, 0.0, 9.0), tried(0.8, 0.0, 1.0)], 1),  # in function, too
+        ([tried(0.9, 0.0, 9.0), tried(0.8, 0.0, 8.0)], 0),  # or, without any, in weights
         ([tried(0.9, 5.0, 0.0), tried(0.8, -3.0, 0.0)], 1),  # or, without any, the one that comes closest
-        ([tried(0.9, 0.0, 4.0), tried(0.895, 1.0, -2.0)], 1),  # equally good ones: by the distance of functions
+        ([tried(0.9, 0.0, 1.5), tried(0.895, 1.0, -0.5)], 1),  # equally good ones: by the distance of functions
     ],
 )
 def test_scale_with_the_best_score_among_those_as_far_from_the_zoo_as_real_networks_is_chosen(all_tried, best):
