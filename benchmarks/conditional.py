@@ -4,8 +4,8 @@
     python benchmarks/conditional.py --tasks subsets priors angles --num_tasks 16 64 256
     python benchmarks/conditional.py --dataset_name mnist --image_size 14 --tasks subsets
 
-Every family and seed collects one zoo of the largest number of tasks; every cell fits the recipe `conditional` to the first
-of them, draws 20 networks for each of 24 held-out tasks, none selected, and is audited. Each cell is a file in
+Every family and seed collects one zoo of the largest number of tasks; every cell fits the recipe `conditional` to the
+first of them, draws 20 networks for each of 24 held-out tasks, none selected, and is audited. Each cell is a file in
 `--output_dir`, so that an interrupted run goes on. Prints a table and draws a figure from whatever is there.
 """
 

@@ -36,7 +36,7 @@ def demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) 
 @pytest.mark.usefixtures("demos")
 def test_python_snippets_of_the_readme_run_in_order():
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
 
     namespace = run_snippets(README)
 

@@ -38,8 +38,8 @@ def choose_autoguidance(
     """Returns the strength of autoguidance to be shipped, and what was measured of all that were tried.
 
     Of those at which samples are as far from the zoo as validation checkpoints are, in weights and, if there are such,
-    in function, the ones whose score on validation images is the best, up to one standard error, remain; of these it is
-    the one whose samples come closest to that distance in function.
+    in function, the ones whose score on validation images is the best, up to one standard error, remain; of these it
+    is the one whose samples come closest to that distance in function.
 
     Args:
         pipe: A pipeline with a guide.
