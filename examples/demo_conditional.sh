@@ -25,4 +25,4 @@ $launch training/collect_runs.py \
     --output_dir "$out/checkpoints"
 
 figure=conditions.png condition="2 3 5 7" # networks that tell prime numbers from the other digits
-fit_and_audit --max_train_steps 1500
+fit_and_audit --max_train_steps 2200
