@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from transformers import PreTrainedModel
 
 from pdiff_hf import CheckpointsError, MLPConfig, MLPForImageClassification, build_network, load_checkpoints
 from pdiff_hf.settings import run_script
+from pdiff_hf.targets.state_dicts import match_state_dict
+from pdiff_hf.zoo import importing
 from pdiff_hf.zoo.settings import load_images_of_zoo
 
 PAGE = Path(__file__).parents[2] / "docs/your_zoo.md"
@@ -95,19 +99,20 @@ def test_left_out_files_are_printed(tmp_path, capsys):
 
 def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
     content = save(small().state_dict())
-    archive = write_tar(tmp_path / "zoo.tar", [(f"net_{i}.safetensors", content) for i in range(8000)])
+    archive = write_tar(tmp_path / "zoo.tar", [(f"net_{i}.safetensors", content) for i in range(100)])
     flags = ["--files", str(archive), *WITHOUT_IMAGES, "--output_dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["import_checkpoints.py", *flags])
-    main = load_script("import_checkpoints").main
-    previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, 0.5)  # of the four seconds that reading takes
+    matched = itertools.count()
 
-    try:
-        with pytest.raises(SystemExit) as exit:
-            run_script(main, resumable=False)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    def match_or_be_interrupted(*arguments: Any) -> Any:
+        if next(matched) == 40:
+            signal.raise_signal(signal.SIGINT)
+        return match_state_dict(*arguments)
+
+    monkeypatch.setattr(importing, "match_state_dict", match_or_be_interrupted)
+
+    with pytest.raises(SystemExit) as exit:
+        run_script(load_script("import_checkpoints").main, resumable=False)
 
     assert exit.value.code == 130
     assert "Interrupted; run it again." in capsys.readouterr().err
