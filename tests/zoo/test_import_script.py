@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,7 @@ def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys)
 
     def match_or_be_interrupted(*arguments: Any) -> Any:
         if next(matched) == 40:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return match_state_dict(*arguments)
 
     monkeypatch.setattr(importing, "match_state_dict", match_or_be_interrupted)
