@@ -1,6 +1,6 @@
 """Whole networks drawn unit by unit: zoos of independent runs, the recipe `units`, and the audit's answer.
 
-    python benchmarks/whole_networks.py --cases mlp_16 --seeds 3 --output_dir runs/whole_networks
+    python benchmarks/whole_networks.py --cases mlp_16 --seeds 0 1 2 --output_dir runs/whole_networks
     python benchmarks/whole_networks.py --cases mlp_16 --zoo_sizes 300 1000 --variants units no_matching
     python benchmarks/whole_networks.py --cases mnist_16 --dataset mnist=path/or/id
     python benchmarks/whole_networks.py --cases convnet --trunk_steps 0 100 200 300 350
@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--zoo_sizes", nargs="+", type=int, help="Checkpoints to fit; by default those of the case.")
     parser.add_argument("--trunk_steps", nargs="+", type=int, default=[0], help="Steps that all runs share.")
-    parser.add_argument("--seeds", type=int, default=3, help="Number of generator seeds.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Seeds of the generators.")
     parser.add_argument("--max_train_steps", type=int, help="Steps of the denoiser, if not those of the case.")
     parser.add_argument("--width", type=int, help="Width of the denoiser, if not that of the recipe.")
     parser.add_argument("--dataset", action="append", default=[], help="NAME=PATH: where a data set is.")
@@ -85,7 +85,7 @@ def run_case(name: str, trunk_steps: int, arguments: argparse.Namespace, places:
         checkpoints.splits["train"] = zoo.rows(slice(count))
         auditor = None
         for variant in arguments.variants:
-            for seed in range(arguments.seeds):
+            for seed in arguments.seeds:
                 path = folder / f"{variant}-{count}-{seed}.json"
                 if not path.is_file():
                     auditor = auditor or make_auditor(checkpoints, images)
