@@ -109,10 +109,15 @@ def build(family: str) -> PreTrainedModel:
         return FAMILIES[family]().eval()
 
 
+def snippets(page: Path) -> list[str]:
+    """The Python of a Markdown page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
 def run_snippets(page: Path) -> dict:
     """Runs the Python of a Markdown page, one snippet after the other, and returns what it has defined."""
     namespace: dict = {}
-    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+    for snippet in snippets(page):
         exec(compile(snippet, str(page), "exec"), namespace)
     return namespace
 
@@ -243,7 +248,7 @@ def tiny_checkpoints(mlp: PreTrainedModel, random_vectors: Callable) -> Checkpoi
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
     """The default recipe, with next to nothing to train."""
     recipe = load_recipe("fast")

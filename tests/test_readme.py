@@ -1,10 +1,14 @@
-"""The Python snippets of the README and of the page about drawn networks run in order, and their links exist."""
+"""The Python snippets of the README run alone and in order, those about drawn networks in order; their links exist."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_snippets
+from conftest import run_snippets, snippets
+from scripts import environment
 
 from pdiff_hf import MultiRunSettings, Recipe, collect_runs, fit
 from pdiff_hf.zoo.settings import load_images_of, load_target
@@ -13,9 +17,10 @@ README = Path(__file__).parents[1] / "README.md"
 DRAWN = README.parent / "docs" / "drawn_networks.md"
 
 
-@pytest.fixture
-def demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) -> None:
-    """A folder to work in, with small pipelines where `make demo` and `make demo-conditional` write theirs."""
+@pytest.fixture(scope="module")
+def runs_of_demos(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Path:
+    """A folder `runs`, with small pipelines where `make demo` and `make demo-conditional` write theirs."""
+    folder = tmp_path_factory.mktemp("demos") / "runs"
     runs = {"num_runs": 20, "num_validation_runs": 0, "num_test_runs": 0}
     tasks = {"tasks": "subsets", "num_tasks": 20, "num_validation_tasks": 0, "num_test_tasks": 0, "runs_per_task": 1}
     for name, counts in {"demo": runs, "demo-conditional": tasks}.items():
@@ -29,14 +34,30 @@ def demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) 
         )
         images = load_images_of(settings)
         pipe = fit(collect_runs(images, load_target(settings, images), settings), tiny_recipe, images=images)
-        pipe.save_pretrained(tmp_path / f"runs/{name}/pipeline")
+        pipe.save_pretrained(folder / name / "pipeline")
+    return folder
+
+
+@pytest.fixture
+def demos(runs_of_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own to work in, after the demos."""
+    shutil.copytree(runs_of_demos, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.usefixtures("demos")
+@pytest.mark.parametrize("place", range(len(snippets(README))))
+def test_each_python_snippet_of_the_readme_runs_alone_in_a_new_process(place: int):
+    command = [sys.executable, "-c", snippets(README)[place]]
+
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
+
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.usefixtures("demos")
 def test_python_snippets_of_the_readme_run_in_order():
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(snippets) == 5
+    assert len(snippets(README)) == 4
 
     namespace = run_snippets(README)
 

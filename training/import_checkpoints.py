@@ -38,6 +38,10 @@ class ScriptSettings(ImportOptions, TargetSettings):
         metadata={"help": "What is generated: last_norms, head, full, or patterns on state_dict() names."},
     )
 
+    def __post_init__(self) -> None:
+        ImportOptions.__post_init__(self)
+        TargetSettings.__post_init__(self)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags, imports and writes the dataset."""

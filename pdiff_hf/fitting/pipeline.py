@@ -191,7 +191,7 @@ def describe_fit(checkpoints: Checkpoints, **stages: dict[str, Any]) -> dict[str
 
     `stages` are the `settings` and `seconds` of `autoencoder` and `denoiser`, if known.
     """
-    collected = checkpoints.collection.get("settings", {})
+    collected, imported = (checkpoints.collection.get(name, {}) for name in ("settings", "imported"))
     seconds = {f"{role}_seconds": stage["seconds"] for role, stage in stages.items()}
     return {
         "version": 1,
@@ -201,6 +201,7 @@ def describe_fit(checkpoints: Checkpoints, **stages: dict[str, Any]) -> dict[str
             "checkpoints": checkpoints.collection.get("repo_id"),
             "zoo_count": len(checkpoints.zoo),
             "collection": collected,
+            **({"license": imported.get("license")} if imported else {}),
         },
         "costs": checkpoints.collection.get("costs", {}) | seconds,
         "environment": {"hardware": describe_hardware()}

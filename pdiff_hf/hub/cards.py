@@ -18,7 +18,7 @@ from ..folders import shipped_folder, write_text
 from .safety import printable
 
 TAGS = ["p-diff", "neural-network-diffusion", "weight-generation"]
-LICENSE = "apache-2.0"
+LICENSE = "apache-2.0"  # unless networks were imported, which have that of those who trained them
 NO_ADDRESS = "path/or/id"  # the name of the repository in a card that has not been pushed
 PICTURES = {
     "accuracy_novelty.png": "Score against distance to the nearest zoo network",
@@ -48,8 +48,9 @@ def write_checkpoints_card(
     filled = {name: rows for name, rows in splits.items() if len(rows)}
     count = sum(map(len, splits.values()))
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in filled]
+    imported = collection.get("imported")
     card_data = DatasetCardData(
-        license=LICENSE,
+        license=LICENSE if imported is None else imported.get("license"),
         tags=[*TAGS, "checkpoints"],
         size_categories=_size_category(count),
         configs=[{"config_name": "default", "data_files": files}],
@@ -67,7 +68,7 @@ def write_checkpoints_card(
         rows=[_split_row(name, rows) for name, rows in filled.items()],
         settings=settings | {"dataset_name": published_name(settings["dataset_name"])} if settings else None,
         runs=collection.get("runs"),
-        imported=collection.get("imported"),
+        imported=imported,
         conditions=conditions,
         run_count=len({run for rows in filled.values() for run in rows.run}),
         costs={name.removesuffix("_seconds"): f"{value:.1f}" for name, value in collection.get("costs", {}).items()},
@@ -83,7 +84,7 @@ def write_network_card(
     """Writes the README.md of drawn networks in `subfolders` `00000/`, `00001/`, …, or of one at the root."""
     generator = provenance[0]["generator"]
     card_data = ModelCardData(
-        license=LICENSE,
+        license=provenance[0].get("license", LICENSE),
         library_name="peft" if target_class == "AdaptedModel" else "transformers",
         pipeline_tag=IMAGE_CLASSIFICATION if "ImageClassification" in target_class else None,
         tags=[*TAGS, "generated-by-pdiff"],
@@ -113,6 +114,15 @@ def readdress(text: str, repo_id: str) -> str:
     # As an item of a list or the text of a link it is another repository of that name: the data set, or the generator.
     alone = r"(?<![\w./\[-])(?<!- )"
     return re.sub(rf"(?:{alone}|(?<=huggingface\.co/)){re.escape(found[1])}(?![\w/-]|\.\w)", repo_id, text)
+
+
+def require_license(license: str | None) -> None:
+    """Raises a ValueError unless this may be the identifier of a license on the Hub, or None."""
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise ValueError(
+            f"--license {license!r} is no identifier of a license on the Hub; pass one such as mit or cc-by-4.0, or "
+            "`other` (https://huggingface.co/docs/hub/repositories-licenses)."
+        )
 
 
 def published_name(name: str | None) -> str | None:
@@ -151,7 +161,7 @@ def render(template: str, card_data: DatasetCardData | ModelCardData, **values: 
         keep_trailing_newline=True,
     )
     text = (shipped_folder("model_cards") / template).read_text(encoding="utf-8")
-    values |= {"card_data": Markup(card_data.to_yaml()), "address": NO_ADDRESS, "license": LICENSE}
+    values |= {"card_data": Markup(card_data.to_yaml()), "address": NO_ADDRESS, "license": card_data.license}
     return environment.from_string(text).render(values)
 
 

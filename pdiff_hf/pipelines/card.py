@@ -43,7 +43,7 @@ def write_pipeline_card(
         report = report_parts(metrics)
     dataset_name, zoo = published_name(data.get("dataset_name")), data.get("checkpoints")
     card_data = ModelCardData(
-        license=LICENSE,
+        license=data.get("license", LICENSE),
         library_name="diffusers",
         tags=[*TAGS, "arxiv:2402.13144"],
         datasets=[zoo] if zoo else None,

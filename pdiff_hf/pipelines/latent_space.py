@@ -22,6 +22,7 @@ class LatentSpaceMixin:
 
     autoencoder: Any
     config: Any
+    metrics: dict[str, Any] | None
     processor: Any
     target_model: PreTrainedModel
     _execution_device: torch.device
@@ -117,6 +118,9 @@ class LatentSpaceMixin:
 
     def _networks(self, parameters: torch.Tensor, provenance: list[dict[str, Any]]) -> DrawnNetworks:
         preprocessing = self.config.image_processor_config or {}
+        data = (self.metrics or {}).get("data") or {}
+        if "license" in data:  # of an imported zoo
+            provenance = [{**one, "license": data["license"]} for one in provenance]
         return DrawnNetworks(self.target_model, self.processor, parameters, preprocessing, provenance)
 
 

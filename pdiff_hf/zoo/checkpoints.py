@@ -162,11 +162,12 @@ class Checkpoints:
                 canonical forms found.
             collection: How the zoo was made, if known.
             options: Fields of `ImportOptions`: `pattern`, `num_validation_runs`, `num_test_runs`, `seed`,
-                `skip_broken`, `canonicalize`.
+                `skip_broken`, `canonicalize`, `license`.
 
         Raises:
             CheckpointsError: If there are no checkpoints, files are broken or do not fit the network, trunks differ,
                 or names do not give runs and steps that can be divided into splits.
+            ValueError: If the license is no identifier.
             LayoutError: If the subset does not fit the network.
         """
         from .importing import ImportOptions, import_checkpoints  # they make checkpoints themselves

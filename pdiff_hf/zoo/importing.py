@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ..data.images import ImageData
 from ..data.inputs import Inputs, LabeledData, take_inputs
+from ..hub.cards import require_license
 from ..hub.safety import BrokenFileError, UnsafeFileError
 from ..settings import setting
 from ..targets.adapters import as_target
@@ -53,12 +54,14 @@ class ImportOptions:
         "default `checkpoint-N` is step N of the run that the path above it names; every other file is its own run.",
     )
     num_validation_runs: int | None = setting(None, "Runs that choose settings; by default a tenth of all.")
-    num_test_runs: int | None = setting(
-        None, "Held-out runs, read by the evaluation alone; by default a tenth of all."
-    )
+    num_test_runs: int | None = setting(None, "Held-out runs, for the evaluation alone; by default a tenth of all.")
     seed: int = setting(0, "Random seed for dividing the runs into splits.")
     skip_broken: bool = setting(False, "Leave out files that cannot be read or do not fit, instead of stopping.")
     canonicalize: bool = setting(False, "Save hidden units permuted and rescaled into one canonical form.")
+    license: str | None = setting(None, "License of the networks as the Hub names it (`mit`, `cc-by-4.0`), for cards.")
+
+    def __post_init__(self) -> None:
+        require_license(self.license)
 
 
 def import_checkpoints(

@@ -1,13 +1,15 @@
-"""A small conditional zoo of real networks, which the tests of conditional evaluation share."""
+"""Small zoos of real networks, which the tests of evaluations and benchmarks share."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pdiff_hf import Checkpoints, ImageData, MultiRunSettings, collect_runs, load_images
+from pdiff_hf import Checkpoints, ImageData, MultiRunSettings, Recipe, collect_runs, fit, load_images
 from pdiff_hf.zoo.settings import load_target
 from pdiff_hf.zoo.tasks import Subsets, Tasks
 
@@ -17,9 +19,8 @@ def small_digits() -> ImageData:
     return load_images("digits", image_size=8)
 
 
-@pytest.fixture(scope="session")
-def collected_subsets(small_digits: ImageData) -> Checkpoints:
-    """40 subsets of digits to learn from, 6 of validation and 8 held out, with 6 networks of 8 units for each."""
+def collect_small(images: ImageData, **counts: Any) -> Checkpoints:
+    """Trained networks of 8 units."""
     settings = MultiRunSettings(
         dataset_name="digits",
         image_size=8,
@@ -29,13 +30,26 @@ def collected_subsets(small_digits: ImageData) -> Checkpoints:
         target_train_steps=150,
         target_learning_rate=0.02,
         adam_weight_decay=0.3,
-        tasks="subsets",
-        num_tasks=40,
-        num_validation_tasks=6,
-        num_test_tasks=8,
-        runs_per_task=6,
+        **counts,
     )
-    return collect_runs(small_digits, load_target(settings, small_digits), settings)
+    return collect_runs(images, load_target(settings, images), settings)
+
+
+@pytest.fixture(scope="session")
+def small_demo(small_digits: ImageData, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `checkpoints` of 12 networks, and 4 held out, and a `pipeline` that knows next to nothing."""
+    folder = tmp_path_factory.mktemp("small_demo")
+    checkpoints = collect_small(small_digits, num_runs=12, num_validation_runs=0, num_test_runs=4)
+    checkpoints.save(folder / "checkpoints")
+    fit(checkpoints, tiny_recipe, images=small_digits).save_pretrained(folder / "pipeline")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def collected_subsets(small_digits: ImageData) -> Checkpoints:
+    """40 subsets of digits to learn from, 6 of validation and 8 held out, with 6 networks for each."""
+    held_out = {"num_validation_tasks": 6, "num_test_tasks": 8}
+    return collect_small(small_digits, tasks="subsets", num_tasks=40, runs_per_task=6, **held_out)
 
 
 @pytest.fixture

@@ -9,13 +9,7 @@ import pytest
 import torch
 import warm_start
 
-from pdiff_hf import ImageData, MultiRunSettings, Recipe, collect_runs, fit, load_images
-from pdiff_hf.zoo.settings import load_images_of, load_target
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load_images("digits", image_size=8)
+from pdiff_hf import ImageData
 
 
 def cell(*curves: list[float], rate: str = "0.1") -> dict:
@@ -38,36 +32,24 @@ def test_the_goal_is_a_share_of_the_final_accuracy_from_random_weights_at_their_
     assert warm_start.best_rate(random, goal=0.55) == "0.2"  # it is there after one step
 
 
-def test_tasks_change_images_labels_or_their_number(digits: ImageData):
-    permuted, rotated, few = (warm_start.images_of(name, digits) for name in ("permuted", "rotated", "rotated_few"))
+def test_tasks_change_images_labels_or_their_number(small_digits: ImageData):
+    names = ("permuted", "rotated", "rotated_few")
 
-    assert torch.equal(permuted.test.labels, (digits.test.labels + 1) % 10)
-    assert torch.equal(permuted.test.pixels, digits.test.pixels)
-    assert torch.equal(rotated.train.labels, digits.train.labels)
-    assert not torch.equal(rotated.train.pixels, digits.train.pixels)
+    permuted, rotated, few = (warm_start.images_of(name, small_digits) for name in names)
+
+    assert torch.equal(permuted.test.labels, (small_digits.test.labels + 1) % 10)
+    assert torch.equal(permuted.test.pixels, small_digits.test.pixels)
+    assert torch.equal(rotated.train.labels, small_digits.train.labels)
+    assert not torch.equal(rotated.train.pixels, small_digits.train.pixels)
     assert len(few.train) == 100
     assert torch.equal(few.train.pixels, rotated.train.pixels[:100])
 
 
 def test_cells_are_trained_once_and_trained_networks_start_at_the_goal(
-    tmp_path: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small_demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    settings = MultiRunSettings(
-        image_size=8,
-        model_type="pdiff_mlp",
-        model_config='{"hidden_sizes": [8]}',
-        subset=["full"],
-        target_train_steps=150,
-        target_learning_rate=0.02,
-        num_runs=12,
-        num_validation_runs=0,
-        num_test_runs=4,
-    )
-    images = load_images_of(settings)
-    checkpoints = collect_runs(images, load_target(settings, images), settings)
-    checkpoints.save(tmp_path / "zoo")
-    fit(checkpoints, tiny_recipe, images=images).save_pretrained(tmp_path / "pipeline")
-    flags = ["--pipeline", tmp_path / "pipeline", "--checkpoints", tmp_path / "zoo", "--output_dir", tmp_path / "out"]
+    made = ["--pipeline", small_demo / "pipeline", "--checkpoints", small_demo / "checkpoints"]
+    flags = [*made, "--output_dir", tmp_path / "out"]
     flags += ["--num_runs", 3, "--max_train_steps", 6, "--learning_rates", 0.02, "--tasks", "same"]
 
     def run(*starts: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -12,12 +13,21 @@ from typing import Any
 import pytest
 import torch
 from conftest import run_snippets
+from huggingface_hub import RepoCard
 from published_files import save_all, small, write_tar
 from safetensors.torch import save, save_file
 from scripts import load_script, run
 from transformers import PreTrainedModel
 
-from pdiff_hf import CheckpointsError, MLPConfig, MLPForImageClassification, build_network, load_checkpoints
+from pdiff_hf import (
+    CheckpointsError,
+    MLPConfig,
+    MLPForImageClassification,
+    PDiffPipeline,
+    build_network,
+    fit,
+    load_checkpoints,
+)
 from pdiff_hf.settings import run_script
 from pdiff_hf.targets.state_dicts import match_state_dict
 from pdiff_hf.zoo import importing
@@ -96,6 +106,49 @@ def test_left_out_files_are_printed(tmp_path, capsys):
     assert "Left out: net_03.safetensors: " in printed
 
 
+def test_the_license_of_the_networks_is_that_of_all_cards(tmp_path, tiny_recipe):
+    save_all([small(i) for i in range(12)], tmp_path / "zoo")
+    flags = ["--files", tmp_path / "zoo", *WITHOUT_IMAGES, "--license", "cc-by-4.0"]
+
+    run("import_checkpoints", *flags, "--output_dir", tmp_path / "imported")
+    fit(load_checkpoints(tmp_path / "imported"), tiny_recipe).save_pretrained(tmp_path / "pipeline")
+    PDiffPipeline.from_pretrained(tmp_path / "pipeline")(2).save_pretrained(tmp_path / "drawn")
+
+    assert json.loads((tmp_path / "imported/collection.json").read_text())["imported"]["license"] == "cc-by-4.0"
+    for name in ("imported", "pipeline", "drawn"):
+        card = RepoCard.load(tmp_path / name / "README.md", ignore_metadata_errors=False)
+        assert card.data.license == "cc-by-4.0"
+        assert "License: cc-by-4.0." in card.text
+
+
+def test_networks_without_a_license_get_none(tmp_path, tiny_recipe):
+    save_all([small(i) for i in range(12)], tmp_path / "zoo")
+
+    run("import_checkpoints", "--files", tmp_path / "zoo", *WITHOUT_IMAGES, "--output_dir", tmp_path / "imported")
+    pipe = fit(load_checkpoints(tmp_path / "imported"), tiny_recipe)
+    pipe.save_pretrained(tmp_path / "pipeline")
+    pipe(2).save_pretrained(tmp_path / "drawn")
+
+    for name in ("imported", "pipeline", "drawn"):
+        card = RepoCard.load(tmp_path / name / "README.md")
+        assert "license" not in card.data.to_dict()
+        assert "License: " not in card.text
+
+
+def test_a_license_that_is_no_identifier_is_refused_before_anything_is_done(tmp_path):
+    flags = ["--files", tmp_path, *WITHOUT_IMAGES, "--license", "MIT License", "--push_to_hub"]  # without a token
+
+    with pytest.raises(ValueError, match="--license 'MIT License' is no identifier of a license on the Hub; pass one"):
+        run("import_checkpoints", *flags, "--output_dir", tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--split_seed must be at least 0"):
+        run("import_checkpoints", "--files", tmp_path, *WITHOUT_IMAGES, "--split_seed", "-1", "--output_dir", tmp_path)
+
+
 def test_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
     content = save(small().state_dict())
     archive = write_tar(tmp_path / "zoo.tar", [(f"net_{i}.safetensors", content) for i in range(100)])
@@ -122,7 +175,7 @@ def test_image_options_are_those_of_collecting():
     fields = load_script("import_checkpoints").ScriptSettings.__dataclass_fields__
     collecting = load_script("collect_runs").MultiRunSettings.__dataclass_fields__
 
-    own = {"files", "output_dir", "pattern", "skip_broken"}
+    own = {"files", "output_dir", "pattern", "skip_broken", "license"}
     assert own == fields.keys() - collecting.keys()
 
 
