@@ -1,6 +1,6 @@
 """Networks for tasks that nobody trained, against the number of training tasks: drawn ones and every baseline.
 
-    python benchmarks/conditional.py --tasks subsets --seeds 3
+    python benchmarks/conditional.py --tasks subsets --seeds 0 1 2
     python benchmarks/conditional.py --tasks subsets priors angles --num_tasks 16 64 256
     python benchmarks/conditional.py --dataset_name mnist --image_size 14 --tasks subsets
 
@@ -52,14 +52,16 @@ def main() -> None:
     parser.add_argument("--num_tasks", nargs="+", type=int, default=[16, 32, 64, 128, 256], help="To learn from.")
     parser.add_argument("--num_test_tasks", type=int, default=24, help="Held-out tasks.")
     parser.add_argument("--runs_per_task", type=int, default=16, help="Networks for each task.")
-    parser.add_argument("--seeds", type=int, default=3, help="Number of seeds, each with a zoo and a generator.")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="Seeds, each with a zoo and a generator of its own."
+    )
     parser.add_argument("--dataset_name", default="digits", help="`digits`, `mnist`, or the path of a data set.")
     parser.add_argument("--image_size", type=int, default=8, help="Height and width of the images.")
-    parser.add_argument("--max_train_steps", type=int, default=3000, help="Steps of the denoiser.")
+    parser.add_argument("--max_train_steps", type=int, help="Steps of the denoiser, if not those of the recipe.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/conditional"), help="Folder of the results.")
     arguments = parser.parse_args()
     for family in tqdm(arguments.tasks, desc="families"):
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             run_seed(family, seed, arguments)
     results = read_results(arguments.output_dir)
     print("\n".join(table(results)))
@@ -130,7 +132,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """Fits a generator, draws from it and audits it; returns the figures of the cell."""
     started = time.perf_counter()
-    changes = {"denoiser": {"max_train_steps": arguments.max_train_steps}}
+    changes = {"denoiser": {"max_train_steps": arguments.max_train_steps}} if arguments.max_train_steps else {}
     pipe = fit(checkpoints, with_settings(load_recipe("conditional"), changes, seed), images)
     fitted = time.perf_counter()
     pipe.set_progress_bar_config(disable=True)

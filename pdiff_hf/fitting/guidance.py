@@ -17,7 +17,7 @@ from ..zoo.tasks import Tasks, statistics_for_task
 
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)  # of autoguidance that are tried
 # With conditions: those of classifier-free guidance and of autoguidance.
-CONDITIONAL_SCALES = ((1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (1.5, 0.0), (2.0, 0.0), (1.5, 0.5))
+CONDITIONAL_SCALES = ((1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 0.75), (1.0, 1.0), (1.5, 0.0), (2.0, 0.0))
 NUM_DRAWN = 100  # networks drawn with each
 NUM_CONDITIONS, DRAWN_EACH = 24, 8  # with conditions: validation conditions at most, networks drawn for each
 LARGEST_Z = 2.0  # of the distance to the zoo: as far as validation checkpoints, up to chance
