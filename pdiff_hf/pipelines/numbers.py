@@ -19,5 +19,6 @@ def number(value: float | None, digits: int = 2, factor: int = 1) -> str:
 def interval(found: Mapping[str, Any], factor: int = 1, digits: int = 2) -> str:
     """Returns a value of `metrics.json` with its interval, times a factor, or with the reason why it has none."""
     value, low, high = (number(found[key], digits, factor) for key in ("value", "low", "high"))
-    note = found.get("note") or ("no interval" if found["low"] is None else "")
-    return value + ("" if found["low"] is None else f" [{low}, {high}]") + (f" ({note})" if note else "")
+    missing = found["low"] is None and found["high"] is None
+    note = found.get("note") or ("no interval" if missing else "")
+    return value + ("" if missing else f" [{low}, {high}]") + (f" ({note})" if note else "")
