@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .evidence import COPY, STRICT_COPY
-from .intervals import Interval, bootstrap, weighted_mean
+from .intervals import Interval, bootstrap, weighted_mean, without_ends
 from .measures import Criterion, Measure, criterion, within
 from .sets import CONDITIONAL_SETS
 
@@ -70,7 +70,9 @@ class ConditionalFigures:
 
     def _interval(self, statistic: Callable[[torch.Tensor], torch.Tensor]) -> Interval:
         found = bootstrap(statistic, torch.arange(len(self.drawn)))
-        return found if len(self.drawn) >= FEWEST else Interval(found.value, -math.inf, math.inf)
+        if len(self.drawn) < FEWEST:
+            return without_ends(found.value, f"too few held-out conditions: {len(self.drawn)}")
+        return found
 
 
 def conditional_criteria(figures: ConditionalFigures) -> dict[str, Criterion]:
@@ -138,7 +140,8 @@ def decide_conditional(criteria: Mapping[str, Criterion]) -> tuple[str, str]:
 
 
 def _root(found: Interval) -> Interval:
-    return Interval(*(math.sqrt(value) if value >= 0 else value for value in (found.value, found.low, found.high)))
+    value, low, high = (math.sqrt(x) if x >= 0 else x for x in (found.value, found.low, found.high))
+    return replace(found, value=value, low=low, high=high)
 
 
 def _covariance(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from .evidence import COPY, Disperses, NotAssessable, Novel, Performs
-from .intervals import Interval
+from .intervals import FEWEST_UNITS, Interval, without_ends
 from .measures import Criterion, Measure, criterion, not_assessable, rare, within
 from .resemblance import Distinguishable, OutsideTheCurve
 
@@ -28,16 +27,26 @@ class Evidence:
     distinguishable: Distinguishable
     outside_the_curve: OutsideTheCurve
 
+    @property
+    def independent_blocks(self) -> int | None:
+        """Independent blocks of a trajectory; None if the zoo is none, or if they are not known."""
+        return None if isinstance(self.novel, NotAssessable) else self.novel.blocks
+
 
 def criteria_of(evidence: Evidence) -> dict[str, Criterion]:
     """Returns the criteria by name, in the order of the report."""
     performs, disperses, novel = evidence.performs, evidence.disperses, evidence.novel
     total = performs.total
+    blocks = evidence.independent_blocks
 
     def measured(name: str, value: Interval, *limits: float | None) -> Measure:
         if total < FEWEST:
-            value = Interval(value.value, -math.inf, math.inf)
-        return within(name, value, *limits)
+            value = without_ends(value.value, f"too few samples: {total}")
+        found = within(name, value, *limits)
+        if blocks is not None and blocks < FEWEST_UNITS and found.status == "passed":
+            few = replace(value, note=f"too few independent blocks: {blocks}")
+            found = replace(found, value=few, status="undecided")
+        return found
 
     # A trajectory drifts along its leading directions: there, held-out checkpoints leave a wide interval.
     leading = measured("R in the zoo's leading directions", disperses.R_leading, 1.0, LEADING)

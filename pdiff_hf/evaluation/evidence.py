@@ -6,15 +6,18 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from scipy.stats import binom
 
 from ..fitting.guidance import rank_statistic
 from ..targets.processing_parameters import ParameterProcessor
 from .intervals import (
+    LEVEL,
     Interval,
     bootstrap,
     weighted_mean,
     weighted_median,
     weighted_pair_mean,
+    weighted_quantile,
     weighted_spread,
 )
 from .metrics import dispersion, hull_residuals
@@ -80,7 +83,7 @@ class Distances:
     strict_copies: int  # nearer than a fifth of it
     heldout_copies: float  # share
     apart: Interval
-    repeated: int  # samples as near to another, or to as many others, as no held-out checkpoint is
+    repeated: int  # samples as near to another, or to as many others, as held-out checkpoints never are
     total: int
 
 
@@ -90,6 +93,7 @@ class Novel:
 
     assessable: bool = field(default=True, init=False)
     correlation_length: int | None
+    blocks: int | None  # of a trajectory: independent ones, in the zoo or held out, whichever are fewer
     weights: Distances
     hull_residual: dict[str, float]
     novel_and_performant: dict[str, float]
@@ -120,10 +124,14 @@ def performs(sample: Networks, reference: Reference, chance: float, kept: torch.
             1e-9
         )
 
-    # Real networks hardly ever score below: 1.5 times as far under the median as the worst hundredth of them.
-    scores = torch.cat([theirs, real.evaluated.scores["test"]])
-    median = scores.median()
-    least = (median - 1.5 * (median - scores.quantile(0.01))).item()
+    # Real networks hardly ever score below: 1.5 times as far under the median as their worst hundredth may be.
+    scores, units = theirs, reference.zoo.units
+    if real is reference.heldout:
+        scores = torch.cat([theirs, real.evaluated.scores["test"]])
+        units = torch.cat([units, units.max() + 1 + real.units])
+    median = scores.median().item()
+    worst = bootstrap(lambda w: weighted_quantile(scores, w, 0.01), units)
+    least = median - 1.5 * (median - (worst.value if math.isnan(worst.low) else worst.low))
     return Performs(
         accuracy=ours.mean().item(),
         zoo_accuracy=theirs.mean().item(),
@@ -228,6 +236,7 @@ def novel(sample: Networks, reference: Reference, ratios: torch.Tensor, seed: in
     parameters = sample.evaluated.parameters
     return Novel(
         correlation_length=reference.length,
+        blocks=reference.blocks,
         weights=weights,
         hull_residual={
             "affine": hull_residuals(parameters, members).mean().item(),
@@ -262,11 +271,13 @@ def _distances(
         ours.units,
         theirs.units,
     )
-    # 3. Repeated samples: much nearer to another one than held-out checkpoints are, or near to more others than these.
+    # 3. Repeated samples: much nearer to another one than held-out checkpoints are, or near to more others of as many.
     near = COPY * reference.natural_distance(space)
     among, among_real = (reference.distances_within(x, space) for x in (sample, reference.real))
     least = COPY * real_within[real_within.isfinite()].quantile(0.05)
-    repeated = (among.min(1).values < least) | ((among < near).sum(1) > (among_real < near).sum(1).max())
+    share = (among_real < near).sum(1).max().item() / max(len(among_real) - 1, 1)
+    most = binom.ppf((1 + LEVEL) / 2, len(among) - 1, share)
+    repeated = (among.min(1).values < least) | ((among < near).sum(1) > most)
     quantiles = [ratios.quantile(q).item() for q in (0.05, 0.5, 0.95)]
     # 4. Copies: nearer than half of what is natural, or of what held-out checkpoints are, if these are nearer.
     scale = min(1.0, real.median().item())

@@ -11,18 +11,28 @@ from scipy.stats import beta
 
 RESAMPLES = 400
 LEVEL = 0.95
+LEAST_UNITS = 3  # with two of them, half of all resamples are one unit twice, the others all the same
+FEWEST_UNITS = 5  # runs or blocks for which an interval that resamples them is trusted
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval."""
+    """An estimate and its 95 % interval; both ends are NaN where there is none."""
 
     value: float
     low: float
     high: float
+    note: str | None = None  # why there is no interval, or why it is not trusted
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        value = "-" if math.isnan(self.value) else f"{self.value:.2f}"
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{value}{interval}" + (f" ({self.note})" if self.note else "")
+
+
+def without_ends(value: float, why: str) -> Interval:
+    """Returns an estimate alone, with the reason why it has no interval."""
+    return Interval(value, math.nan, math.nan, f"no interval: {why}")
 
 
 def resampling_units(run: torch.Tensor, step: torch.Tensor, length: int | None) -> torch.Tensor:
@@ -45,13 +55,17 @@ def bootstrap(statistic: Callable[..., torch.Tensor], *units: torch.Tensor, seed
     """Returns the percentile interval of `statistic(weights, …)`.
 
     The statistic takes weights `(resamples, n)` for each of `units` `(n,)`, and returns its values `(resamples,)`. The
-    interval is NaN where the statistic is undefined for all rows, or for more than half of the resamples.
+    interval has no ends with fewer than `LEAST_UNITS` units, and where the statistic is undefined for all rows, or for
+    more than half of the resamples.
     """
     draws = (resampled_weights(unit, torch.Generator().manual_seed(seed + i)) for i, unit in enumerate(units))
     values = statistic(*draws).double()
     resampled = values[1:][values[1:].isfinite()]
+    fewest = min(len(unit.unique()) for unit in units)
+    if fewest < LEAST_UNITS:
+        return without_ends(values[0].item(), f"too few independent runs, blocks or samples: {fewest}")
     if not values[0].isfinite() or len(resampled) < RESAMPLES / 2:
-        return Interval(values[0].item(), math.nan, math.nan)
+        return without_ends(values[0].item(), "undefined for these networks")
     tail = (1 - LEVEL) / 2
     low, high = (resampled.quantile(q).item() for q in (tail, 1 - tail))
     return Interval(values[0].item(), low, high)
@@ -70,11 +84,16 @@ def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return weights @ values.double() / weights.sum(-1)
 
 
-def weighted_median(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Returns the medians `(...)` of values `(n,)` with weights `(..., n)`."""
+def weighted_quantile(values: torch.Tensor, weights: torch.Tensor, q: float) -> torch.Tensor:
+    """Returns the `q`-quantiles `(...)` of values `(n,)` with weights `(..., n)`."""
     ordered, order = values.double().sort()
     share = weights[..., order].cumsum(-1) / weights.sum(-1, keepdim=True)
-    return ordered[(share < 0.5).sum(-1)]
+    return ordered[(share < q).sum(-1)]
+
+
+def weighted_median(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Returns the medians `(...)` of values `(n,)` with weights `(..., n)`."""
+    return weighted_quantile(values, weights, 0.5)
 
 
 def between_mean(matrix: torch.Tensor, weights: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -187,7 +187,7 @@ def _losses(predictions: Predictions, temperatures: list[float], labels: torch.T
     return -scaled.gather(-1, labels.expand(len(scaled), -1)[..., None])[..., 0].mean(0)
 
 
-def _mean_with_interval(values: torch.Tensor) -> dict[str, float]:
+def _mean_with_interval(values: torch.Tensor) -> dict[str, Any]:
     """Returns the mean of values of images `(images,)` with its 95 % interval, from resampling images."""
     return asdict(bootstrap(lambda weights: weighted_mean(values, weights), torch.arange(len(values))))
 

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..targets.symmetries import Symmetries
 from .evaluated import EvaluatedSet
-from .intervals import resampling_units
+from .intervals import FEWEST_UNITS, resampling_units
 from .metrics import iou
 from .novelty import correlation_length, leave_one_out, neighbors_in_time, pairwise_distances
 
@@ -20,7 +20,6 @@ SPACES: tuple[Space, Space] = ("weights", "functions")
 FEW = 10  # members whose distance modulo symmetries is computed: the nearest as aligned, and as many in function
 FEW_DEEP = 3  # the same for several hidden layers, whose permutations take a search
 SAME = 0.03  # of the median distance of two functions: nearer are one network twice
-FEWEST_UNITS = 5  # with fewer runs in the zoo, intervals take its checkpoints as they are
 MANY = 200  # zoo members that stand for all of them
 
 
@@ -90,7 +89,8 @@ class Reference:
             units = resampling_units(run, step, self.length) if self.known else torch.arange(len(zoo))
         else:
             units = torch.from_numpy(connected_components(self.related.numpy())[1]).long()
-        if len(units.unique()) < FEWEST_UNITS:
+        self.blocks = None if self.length is None else len(units.unique())  # of the zoo or, if fewer, held out
+        if len(units.unique()) < FEWEST_UNITS:  # too few: no criterion of a trajectory passes, but some may still fail
             units = torch.arange(len(zoo))
         self.zoo = Networks(replace(zoo, units=units), aligned_zoo)
         # 3. Held-out checkpoints: those that the zoo holds too are none.
@@ -112,6 +112,8 @@ class Reference:
             theirs, then = place_in_time(own, when, len(heldout), names)
             units = resampling_units(theirs, then, self.length if self.is_trajectory else None)
             self.heldout = Networks(replace(heldout, units=units), networks.aligned)
+            if self.blocks is not None:
+                self.blocks = min(self.blocks, len(units.unique()))
             if not self.is_trajectory and own is not None:
                 self._excluded = theirs[:, None] == run[None, :]
 

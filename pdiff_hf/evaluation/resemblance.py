@@ -12,7 +12,7 @@ from scipy.stats import mannwhitneyu
 
 from .distributions import energy_distance, energy_test, nearest_neighbor_accuracy
 from .evaluated import EvaluatedSet
-from .intervals import Interval, between_mean, bootstrap, weighted_mean, weighted_pair_mean
+from .intervals import Interval, between_mean, bootstrap, weighted_mean, weighted_pair_mean, without_ends
 from .metrics import max_similarity
 from .novelty import pairwise_distances
 from .reference import Networks, Reference
@@ -195,6 +195,8 @@ def beyond_curve(sample: EvaluatedSet, figures: list[BaselineFigures], reference
 
 
 def _within(value: float, error: float) -> Interval:
+    if math.isnan(error):
+        return without_ends(value, "too few networks")
     return Interval(value, value - WIDE * error, value + WIDE * error)
 
 

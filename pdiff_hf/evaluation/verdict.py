@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .criteria import BETTER, CHANCE, Evidence
 from .evidence import BROKEN, NotAssessable
+from .intervals import FEWEST_UNITS
 from .measures import Criterion, rare, within
 
 WORKING = 0.75  # share of what the zoo does above chance, of the median sample
@@ -72,4 +73,8 @@ def decide(evidence: Evidence, criteria: dict[str, Criterion]) -> tuple[str, str
         if better.status == "passed":
             return "better than real", f"share above chance {performs.share_above_chance}"
         return "faithful", "all criteria passed"
+    blocks = evidence.independent_blocks
+    if blocks is not None and blocks < FEWEST_UNITS:
+        remedy = "collect a longer trajectory, of a training that has settled"
+        return "inconclusive", f"too few independent blocks: {blocks}, at least {FEWEST_UNITS} are needed; {remedy}"
     return "inconclusive", "; ".join(f"{c}: {c.status}" for c in needed if c.status != "passed")

@@ -187,7 +187,8 @@ def criteria_table(metrics: Mapping[str, Any]) -> str:
 def _measure_row(measure: Mapping[str, Any]) -> str:
     """A row of the table of criteria; with three digits where all numbers are small."""
     value, least, most = measure["value"], measure["least"], measure["most"]
-    known = [x for x in (*value.values(), measure["heldout"], least, most) if x is not None]
+    numbers = (value["value"], value["low"], value["high"], measure["heldout"], least, most)
+    known = [x for x in numbers if x is not None]
     digits = 2 if max(map(abs, known), default=0.0) >= 0.1 else 3
     required = f"{number(least, digits)} to {number(most, digits)}"
     if least is None or most is None:

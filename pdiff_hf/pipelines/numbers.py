@@ -16,7 +16,9 @@ def number(value: float | None, digits: int = 2, factor: int = 1) -> str:
     return "-" if value is None else f"{factor * value:.{digits}f}"
 
 
-def interval(found: Mapping[str, float | None], factor: int = 1, digits: int = 2) -> str:
-    """Returns a value of `metrics.json` with its interval, times a factor."""
+def interval(found: Mapping[str, Any], factor: int = 1, digits: int = 2) -> str:
+    """Returns a value of `metrics.json` with its interval, times a factor, or with the reason why it has none."""
     value, low, high = (number(found[key], digits, factor) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    missing = found["low"] is None and found["high"] is None
+    note = found.get("note") or ("no interval" if missing else "")
+    return value + ("" if missing else f" [{low}, {high}]") + (f" ({note})" if note else "")

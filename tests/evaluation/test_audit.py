@@ -19,14 +19,17 @@ from pdiff_hf.evaluation.evidence import NotAssessable
 from pdiff_hf.evaluation.intervals import Interval, bootstrap, share_interval, weighted_pair_mean
 from pdiff_hf.evaluation.measures import rare, within
 from pdiff_hf.evaluation.novelty import pairwise_distances
+from pdiff_hf.evaluation.report import without_nan
 from pdiff_hf.evaluation.verdict import MEANINGS, decide
+from pdiff_hf.pipelines.numbers import interval as in_metrics
 from pdiff_hf.targets.processing_parameters import LayoutError
 from pdiff_hf.targets.statistics import OwnStatistics
 
 FEW = 30  # networks of each baseline
 SAMPLES = 60
 TRAJECTORY_PLANTED = ["real checkpoints", "copies", "copies with idle noise", "mean with small noise", "Gaussian"]
-TRAJECTORY_PLANTED += ["five real runs repeated", "random weights", "real checkpoints shifted idly"]
+TRAJECTORY_PLANTED += ["five real runs repeated", "ten real runs repeated with noise", "random weights"]
+TRAJECTORY_PLANTED += ["real checkpoints shifted idly"]
 MULTI_RUN_PLANTED = [*TRAJECTORY_PLANTED, "copies with small noise", "permuted and rescaled copies"]
 MULTI_RUN_PLANTED += ["a fifth random, else real", "better real checkpoints", "unit crossover", "averages of 4"]
 MULTI_RUN_PLANTED += ["averages tuned to R = F = 1", "Gaussian, 3 times the spread", "half copies, half real"]
@@ -108,6 +111,7 @@ def test_few_real_samples_are_not_praised_and_few_copies_are_still_copies(multi_
     copies = multi_run.auditor.audit(multi_run.samples("copies")[:count])
 
     assert real.verdict == "inconclusive"
+    assert (f"(no interval: too few samples: {count})" in real.reason) == (count < 10)
     assert copies.verdict in ({"copier", "copier in part"} if count < 20 else {"copier"})
 
 
@@ -153,6 +157,22 @@ def test_shares_of_rare_samples_need_numbers_to_pass_and_to_fail():
     assert rare("copies", 5, 50, 0.0).status == rare("copies", 2, 2, 0.0).status == "failed"
     assert rare("copies", 10, 100, 0.1).status == "passed"  # as many as real networks have
     assert share_interval(0, 50).high == pytest.approx(1 - 0.025 ** (1 / 50))
+
+
+def test_an_interval_that_cannot_be_had_says_why_in_words():
+    squares = pairwise_distances(*2 * (torch.randn(20, 3, generator=torch.Generator().manual_seed(0)),))
+    halves = torch.arange(20) // 10
+
+    found = bootstrap(lambda w: weighted_pair_mean(squares, w, halves), halves)
+    nothing = bootstrap(lambda w: weighted_pair_mean(squares, w, 0 * halves), 0 * halves)
+
+    assert str(found) == f"{found.value:.2f} (no interval: too few independent runs, blocks or samples: 2)"
+    assert str(nothing) == "- (no interval: too few independent runs, blocks or samples: 1)"
+    assert within("R", found, None, 0.1, 10.0).status == "undecided"
+    as_json = without_nan(dataclasses.asdict(found))
+    assert in_metrics(as_json) == str(found)
+    assert in_metrics({"value": 1.0, "low": 0.5, "high": 2.0}) == "1.00 [0.50, 2.00]"  # as older files have it
+    assert in_metrics({"value": 1.0, "low": None, "high": None}) == "1.00 (no interval)"
 
 
 @pytest.mark.parametrize("count", [50, 100])
@@ -227,6 +247,15 @@ def test_duplicates_in_the_zoo_hide_no_copies(multi_run: Planted):
     assert auditor.audit(zoo[:SAMPLES]).verdict == "copier"
     assert auditor.audit(multi_run.samples("real checkpoints")).verdict == "faithful"
     assert len(auditor.reference.zoo.units.unique()) == 60
+
+
+def test_real_networks_are_not_below_a_range_that_few_distinct_members_leave_uncertain():
+    case = multi_run_case(seed=3, duplicates=0.6)
+
+    auditor = Auditor(case.zoo, **{**case.arguments(), "num_baseline_models": 2})
+
+    below = auditor.audit(case.unseen).criteria["works"].measures["below"]
+    assert below.status == "passed", below.value
 
 
 def test_heldout_checkpoints_that_the_zoo_holds_do_not_count(multi_run: Planted):
@@ -309,6 +338,55 @@ def test_fewer_than_two_samples_are_refused(multi_run: Planted):
         multi_run.auditor.audit(multi_run.case.unseen[:1])
     with pytest.raises(ValueError, match="at least two zoo members, but there is 1"):
         Auditor(multi_run.case.zoo[:1], **multi_run.case.arguments())
+
+
+class Drift:
+    """Checkpoints that drift along a line and never settle: however many, few of them are independent."""
+
+    def __init__(self, case: Case) -> None:
+        self.start, self.way = case.zoo[0], case.zoo[-1] - case.zoo[0]
+        self.noise = 0.02 * self.way.norm() / len(self.way) ** 0.5
+        steps = list(range(0, 1000, 10))
+        known = {"runs": ["trajectory"] * 100, "steps": steps, "num_baseline_models": 10}
+        heldout = {"heldout": self.at(50, 1), "heldout_runs": ["trajectory"] * 50, "heldout_steps": steps[::2]}
+        self.auditor = Auditor(self.at(100, 0), **{**case.arguments(), **known, **heldout})
+
+    def at(self, count: int, seed: int) -> torch.Tensor:
+        """Returns checkpoints `(count, D)` from all over the way."""
+        return self.start + torch.linspace(0, 1, count)[:, None] * self.way + self.jitter(count, seed)
+
+    def jitter(self, count: int, seed: int) -> torch.Tensor:
+        return self.noise * torch.randn(count, len(self.way), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def drift(trajectory: Planted) -> Drift:
+    return Drift(trajectory.case)
+
+
+def test_trajectory_of_few_independent_blocks_decides_no_praise_and_says_why(drift: Drift):
+    answer = drift.auditor.audit(drift.at(50, 2))
+
+    assert answer.verdict == "inconclusive"
+    assert answer.reason.startswith("too few independent blocks: 2, at least 5 are needed; collect a longer")
+    assert answer.criteria["spreads"].measures["R"].status == "undecided"
+    assert "too few independent blocks: 2" in str(answer.criteria["spreads"])
+    assert "nan" not in " ".join(map(str, answer.criteria.values()))
+
+
+def test_faults_are_found_on_few_independent_blocks_too(drift: Drift):
+    real = drift.at(50, 2)
+
+    assert drift.auditor.audit(drift.at(100, 0)[:60]).verdict == "copier"
+    assert drift.auditor.audit(real.mean(0) + drift.jitter(50, 3)).verdict == "averager"
+    assert drift.auditor.audit(real[::10].repeat(10, 1)).verdict == "repeats itself"
+
+
+def test_more_checkpoints_of_one_trajectory_than_are_held_out_are_not_repeated(drift: Drift):
+    """They lie denser than those that are held out, as any set of as many does."""
+    found = drift.auditor.audit(drift.at(150, 2)).evidence.novel
+
+    assert (found.weights.repeated, found.functions.repeated) == (0, 0)
 
 
 def test_trajectory_shorter_than_its_correlation_is_not_assessable(trajectory: Planted):

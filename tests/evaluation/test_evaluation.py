@@ -464,7 +464,7 @@ def test_metrics_json_is_strict_and_keeps_its_keys(evaluation: Evaluation, repor
         assert set(criterion) == {"claim", "measures", "status"}
         for measured in criterion["measures"].values():
             assert set(measured) == {"name", "value", "heldout", "least", "most", "status"}
-            assert set(measured["value"]) == {"value", "low", "high"}
+            assert set(measured["value"]) == {"value", "low", "high", "note"}
     assert [row["name"] for row in metrics["baselines"]] == list(evaluation.answer.networks["baselines"])
     for row in metrics["baselines"]:
         assert set(row) == {"name", "validation", "test", "on_curve"}
@@ -516,6 +516,14 @@ def test_the_criteria_stand_beside_heldout_networks_and_what_is_required(metrics
                 "most": None,
                 "status": "failed",
             },
+            "few": {
+                "name": "few",
+                "value": {"value": 0.9, "low": None, "high": None, "note": "no interval: too few samples: 5"},
+                "heldout": 1.0,
+                "least": 0.97,
+                "most": None,
+                "status": "undecided",
+            },
             "gain": {
                 "name": "gain",
                 "value": {"value": 0.0123, "low": 0.01, "high": 0.02},
@@ -533,6 +541,7 @@ def test_the_criteria_stand_beside_heldout_networks_and_what_is_required(metrics
 
     assert "| **works** | *they work* | | | | **failed** |" in rows
     assert "| | share of the score | 0.90 [-, 0.95] | 1.00 | ≥ 0.97 | failed |" in rows
+    assert "| | few | 0.90 (no interval: too few samples: 5) | 1.00 | ≥ 0.97 | undecided |" in rows
     assert "| | gain | 0.012 [0.010, 0.020] | - | 0.000 to 0.020 | passed |" in rows
     assert "| | N&P(1), share as good as the zoo and with r of at least 1 | 0.25 | 0.50 | - | - |" in rows
     assert "| | Z_U of distances in weights | -3.00 | 0.40 | - | - |" in rows
