@@ -58,7 +58,6 @@ def main() -> None:
     parser.add_argument("--trunk_steps", nargs="+", type=int, default=[0], help="Steps that all runs share.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Seeds of the generators.")
     parser.add_argument("--max_train_steps", type=int, help="Steps of the denoiser, if not those of the case.")
-    parser.add_argument("--width", type=int, help="Width of the denoiser, if not that of the recipe.")
     parser.add_argument("--dataset", action="append", default=[], help="NAME=PATH: where a data set is.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/whole_networks"), help="Folder of the results.")
     arguments = parser.parse_args()
@@ -81,6 +80,7 @@ def run_case(name: str, trunk_steps: int, arguments: argparse.Namespace, places:
         collect_runs(images, load_target(settings, images), settings, state).save(folder / "zoo")
     checkpoints = load_checkpoints(folder / "zoo")
     zoo = checkpoints.zoo
+    steps = {"max_train_steps": arguments.max_train_steps} if arguments.max_train_steps else {}
     for count in arguments.zoo_sizes or [case.size]:
         checkpoints.splits["train"] = zoo.rows(slice(count))
         auditor = None
@@ -90,7 +90,7 @@ def run_case(name: str, trunk_steps: int, arguments: argparse.Namespace, places:
                 if not path.is_file():
                     auditor = auditor or make_auditor(checkpoints, images)
                     started = time.perf_counter()
-                    pipe = fit_variant(checkpoints, images, variant, seed, merged(case.denoiser, changed(arguments)))
+                    pipe = fit_variant(checkpoints, images, variant, seed, case.denoiser | steps)
                     seconds = time.perf_counter() - started
                     found = evaluate_generator(pipe, auditor, seed) | reconstruct(pipe, checkpoints, images)
                     write_json(path, {"fitting_seconds": seconds, **found})
@@ -108,12 +108,6 @@ def make_auditor(checkpoints: Checkpoints, images: LabeledData) -> Auditor:
         model=checkpoints.target_model.eval(),
         images=images,
     )
-
-
-def changed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings of the second stage that were given as flags."""
-    steps = {"max_train_steps": arguments.max_train_steps} if arguments.max_train_steps else {}
-    return steps | ({"config": {"width": arguments.width}} if arguments.width else {})
 
 
 def fit_variant(
