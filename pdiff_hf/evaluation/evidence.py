@@ -271,8 +271,7 @@ def _distances(
         ours.units,
         theirs.units,
     )
-    # 3. Repeated samples: much nearer to another one than held-out checkpoints are, or near to more others than any of
-    #    these would be in a set of that size.
+    # 3. Repeated samples: much nearer to another than real ones are, or to more others than these in such a set.
     near = COPY * reference.natural_distance(space)
     among, among_real = (reference.distances_within(x, space) for x in (sample, reference.real))
     least = COPY * real_within[real_within.isfinite()].quantile(0.05)
